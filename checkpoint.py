@@ -1,0 +1,262 @@
+"""One self-describing file: weights, config, classes, normalisation, history; and readers of
+foreign layouts.
+
+    found = checkpoint.load("model/vit-layer6-32-cifar10")        # a file, or a run folder's best.pt
+    found.predict(Image.open("cat.png"))                          # [("cat", 0.93), ...]
+    found = checkpoint.load("theirs.pth", dataset="cifar10", num_heads=4)
+
+Files are read with weights_only=True: nothing in them is run.
+"""
+
+import contextlib
+import dataclasses
+import os
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from config import FIELDS, TrainConfig, UserError, flag
+from data import DATASETS, to_batch
+from model import VisionTransformer
+
+FORMAT = "vit-small-images"  # the key by which our files are known
+VERSION = 1
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """A path beside `path` to write to; renamed onto `path` at the end, or removed at an error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def save(path, model, config, *, classes, mean, std, history, **more):
+    """Write a checkpoint. `more` is what load() does not need, such as the optimiser's state.
+
+    Raises UserError where it cannot be written; a file that was there stays as it was.
+    """
+    contents = {
+        FORMAT: VERSION,
+        "model": model.state_dict(),
+        "model_args": config.model_args(),
+        "config": dataclasses.asdict(config),
+        "classes": list(classes),
+        "mean": list(mean),
+        "std": list(std),
+        "history": history,
+        **more,
+    }
+    try:
+        with replacing(path) as part, open(part, "wb") as file:
+            torch.save(contents, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path} could not be saved ({error}); what was there before is intact") from None
+
+
+def read(path):
+    """The contents of a .pt file of tensors and plain values; UserError where it is none."""
+    path = Path(path)
+    if path.is_dir():
+        path = path / "best.pt"
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} does not exist; train one with train.py, or check --model_path")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path} holds more than weights: pickled Python, which is refused and was not run; "
+            "where you trust it, save its state dict: torch.save(model.state_dict(), 'weights.pt')"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError) as error:
+        raise UserError(f"{path} is no whole checkpoint ({str(error).splitlines()[0]}); copy it again") from None
+
+
+@dataclass
+class Checkpoint:
+    """A trained model and what it needs to be used.
+
+    `history` has one dict an epoch; `classes` names the logits; `mean` and `std` normalise images in
+    0..1; `config.dataset` is None for a foreign file whose data set was not named; `notes` says what
+    was guessed of a foreign file.
+    """
+
+    path: Path
+    model: VisionTransformer
+    config: TrainConfig
+    classes: tuple
+    mean: tuple
+    std: tuple
+    history: list
+    contents: dict
+    notes: tuple = ()
+
+    def batch(self, image):
+        """A PIL image as the model takes it: float 1 x in_chans x img_size x img_size."""
+        args = self.model
+        images = to_batch(image, img_size=args.img_size, in_chans=args.in_chans, mean=self.mean, std=self.std)
+        return images.to(next(self.model.parameters()).device)
+
+    @torch.inference_mode()
+    def predict(self, image, top=5):
+        """The `top` likeliest classes of a PIL image: [(name, probability), ...], best first."""
+        return self.name(self.model(self.batch(image))[0], top)
+
+    def name(self, logits, top=5):
+        """The `top` likeliest classes of one image's logits: [(name, probability), ...]."""
+        likeliest = logits.softmax(-1).topk(min(top, len(self.classes)))
+        return [(self.classes[i], p) for p, i in zip(likeliest.values.tolist(), likeliest.indices.tolist())]
+
+
+def load(path, *, device="cpu", dataset=None, **model_args):
+    """Read a checkpoint: a file of ours, a plain state dict of the teaching layout or of timm's
+    VisionTransformer, or a run folder (its best.pt).
+
+    `model_args` (timm's names: num_heads=3, pool="mean") and `dataset` supply what a foreign file
+    does not say. Raises UserError where one contradicts the file, where the file is damaged or of
+    another architecture, or where it holds code.
+    """
+    contents = read(path)
+    if not isinstance(contents, dict):
+        raise UserError(f"{path} holds a {type(contents).__name__}, not a state dict; save model.state_dict()")
+    if FORMAT in contents:
+        found = _load_ours(path, contents)
+        known = {**contents["model_args"], "dataset": found.config.dataset}
+        _check_against(path, known, {**model_args, **({"dataset": dataset} if dataset else {})})
+    else:
+        found = _load_foreign(path, contents, dataset, model_args)
+    found.model.to(device).eval()
+    return found
+
+
+def _check_against(path, known, given):
+    for name, value in given.items():
+        if name in known and known[name] != value:
+            raise UserError(f"{flag(name)} {value}: {path} has {known[name]}; leave the flag out")
+
+
+def _fill(path, model_args, state):
+    """A model of those arguments with those weights."""
+    try:
+        model = VisionTransformer(**model_args)
+        model.load_state_dict({name: value.float() for name, value in state.items()})
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{path} does not fit the architecture that it names: {reason}") from None
+    return model
+
+
+def _load_ours(path, contents):
+    if contents[FORMAT] > VERSION:
+        raise UserError(f"{path} is of a later version of this repository ({contents[FORMAT]}); update it")
+    config = TrainConfig(**{name: value for name, value in contents["config"].items() if name in FIELDS})
+    return Checkpoint(
+        path=Path(path),
+        model=_fill(path, contents["model_args"], contents["model"]),
+        config=config,
+        classes=tuple(contents["classes"]),
+        mean=tuple(contents["mean"]),
+        std=tuple(contents["std"]),
+        history=contents["history"],
+        contents=contents,
+    )
+
+
+# -------------------------------------------------------------------------------- foreign layouts
+
+
+def _load_foreign(path, contents, dataset, given):
+    state = contents
+    for wrapper in ("state_dict", "model", "model_state_dict"):
+        state = state[wrapper] if isinstance(state.get(wrapper), dict) else state
+    state = {str(name).removeprefix("module.").removeprefix("_orig_mod."): value for name, value in state.items()}
+
+    if "embedding.pos_embedding" in state and "classifier.fc1.weight" in state:
+        layout, known = "teaching", {"pool": "cls", "head": "mlp", "norm_eps": 1e-5}
+        state = _rename_teaching(path, state)
+        heads = 4
+    elif "patch_embed.proj.weight" in state and "blocks.0.attn.qkv.weight" in state and "cls_token" in state:
+        layout, known = "timm", {"head": "linear", "norm_eps": 1e-6}
+        known["pool"] = "mean" if "fc_norm.weight" in state else "cls"
+        heads = max(1, state["cls_token"].shape[-1] // 64)  # timm's named models: 64 a head
+    else:
+        names = ", ".join(list(state)[:3])
+        raise UserError(
+            f"{path} is of another architecture (its first entries: {names}); this reads its own checkpoints, "
+            "the teaching layout (embedding.pos_embedding, ...) and timm's VisionTransformer"
+        )
+
+    try:
+        width, in_chans, patch_size, _ = state["patch_embed.proj.weight"].shape
+        depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
+        tokens = state["pos_embed"].shape[1]
+        last = "head.fc2.weight" if known["head"] == "mlp" else "head.weight"
+        side = round((tokens - 1) ** 0.5)
+        if side**2 == tokens:  # timm's no_embed_class: CLS has no position
+            tokens, side = tokens + 1, round(tokens**0.5)
+            zero = torch.zeros(1, 1, width)
+            state["pos_embed"] = torch.cat([zero, state["pos_embed"].float()], dim=1)
+        known.update(
+            img_size=side * patch_size,
+            patch_size=patch_size,
+            in_chans=in_chans,
+            num_classes=state[last].shape[0],
+            embed_dim=width,
+            depth=depth,
+            mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] / width,
+            qkv_bias="blocks.0.attn.qkv.bias" in state,
+        )
+    except (KeyError, ValueError, IndexError) as error:
+        raise UserError(f"{path} looks like the {layout} layout but lacks {error}") from None
+    _check_against(path, known, given)
+
+    notes = [f"{path}: {layout} layout, {depth} blocks {width} wide"]
+    if "num_heads" not in given:
+        notes.append(f"the file does not say how many attention heads: taken to be {heads}; --n_attention_heads sets it")
+    model_args = {"num_heads": heads, **given, **known}
+    if dataset is not None and dataset not in DATASETS:
+        raise UserError(f"--dataset {dataset!r} is unknown; choose {', '.join(DATASETS)}")
+    classes = DATASETS[dataset].classes if dataset else tuple(str(i) for i in range(known["num_classes"]))
+    if len(classes) != known["num_classes"]:
+        raise UserError(f"--dataset {dataset} has {len(classes)} classes, {path} has {known['num_classes']}")
+    config = TrainConfig(**{**model_args, "dataset": dataset, "drop_rate": 0.0})
+    half = in_chans * (0.5,)  # both layouts are trained on (image - 0.5) / 0.5
+    model = _fill(path, model_args, state)
+    return Checkpoint(Path(path), model, config, tuple(classes), half, half, [], {}, tuple(notes))
+
+
+def _rename_teaching(path, old):
+    """The teaching layout's weights under our names. Its position embedding has no row for CLS (a
+    zero one does the same), and its query, key and value projections are separate."""
+    new = {}
+    try:
+        patches = old["embedding.pos_embedding"].float()
+        new["pos_embed"] = torch.cat([torch.zeros_like(patches[:, :1]), patches], dim=1)
+        new["cls_token"] = old["embedding.cls_token"].reshape(1, 1, -1)
+        for kind in ("weight", "bias"):
+            new[f"patch_embed.proj.{kind}"] = old[f"embedding.conv1.{kind}"]
+            new[f"norm.{kind}"] = old[f"norm.{kind}"]
+            for layer in ("fc1", "fc2"):
+                new[f"head.{layer}.{kind}"] = old[f"classifier.{layer}.{kind}"]
+        for i in sorted({int(name.split(".")[1]) for name in old if name.startswith("encoder.")}):
+            for kind in ("weight", "bias"):
+                theirs, ours = f"encoder.{i}.", f"blocks.{i}."
+                qkv = [old[f"{theirs}attention.{part}.{kind}"] for part in ("queries", "keys", "values")]
+                new[f"{ours}attn.qkv.{kind}"] = torch.cat(qkv)
+                new[f"{ours}attn.proj.{kind}"] = old[f"{theirs}attention.out_projection.{kind}"]
+                for part in ("norm1", "norm2"):
+                    new[f"{ours}{part}.{kind}"] = old[f"{theirs}{part}.{kind}"]
+                for part in ("fc1", "fc2"):
+                    new[f"{ours}mlp.{part}.{kind}"] = old[f"{theirs}{part}.{kind}"]
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path} looks like the teaching layout but lacks {error}") from None
+    return new

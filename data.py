@@ -1,0 +1,370 @@
+"""A named data set -> train, validation and test batches, already on the device.
+
+    python data.py cifar10                   # download and verify CIFAR-10 into ./data, nothing else
+    python data.py cifar100 --data_path DIR
+
+From Python:
+
+    sets = load(TrainConfig.create(dataset="digits"))
+    for images, labels in sets.train:        # float B x C x H x W normalised, int64 B
+        ...
+
+A set that fits lives as one uint8 tensor on the device; cropping, flipping, resizing and
+normalising happen there, a batch at a time.
+"""
+
+import hashlib
+import shutil
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+
+from augment import POLICIES
+from config import Parser, TrainConfig, UserError, run_cli
+
+CIFAR100_CLASSES = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel
+can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur
+dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion
+lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree
+pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea
+seal shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table
+tank telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman
+worm
+""".split()
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What is known of a set before it is read. `mean` and `std` are those of its training images,
+    a value a channel, for images in 0..1; `defaults` are the settings that suit it."""
+
+    classes: tuple
+    img_size: int
+    in_chans: int
+    mean: tuple
+    std: tuple
+    augment: str
+    defaults: dict
+
+
+DATASETS = {
+    "cifar10": DatasetInfo(
+        classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+        img_size=32,
+        in_chans=3,
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+        augment="crop-flip",
+        defaults={},
+    ),
+    "cifar100": DatasetInfo(
+        classes=tuple(CIFAR100_CLASSES),
+        img_size=32,
+        in_chans=3,
+        mean=(0.5071, 0.4866, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
+        augment="crop-flip",
+        defaults={},
+    ),
+    "digits": DatasetInfo(
+        classes=tuple("0123456789"),
+        img_size=8,
+        in_chans=1,
+        mean=(0.3059,),
+        std=(0.3762,),
+        augment="affine",
+        defaults=dict(patch_size=2, embed_dim=64, depth=4, batch_size=32, learning_rate=2e-3),
+    ),
+}
+
+
+# ---------------------------------------------------------------------------------------- reading
+
+
+def stratified_order(labels, seed):
+    """A seeded order of the indices in which every prefix holds the classes in proportion."""
+    labels = np.asarray(labels)
+    order = np.random.RandomState(seed).permutation(len(labels))
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        mine = order[labels[order] == label]
+        place[mine] = (np.arange(len(mine)) + 0.5) / len(mine)  # spread evenly over 0..1
+    return order[np.argsort(place[order], kind="stable")]
+
+
+def read_digits(data_path, train):
+    """scikit-learn's 1,797 handwritten digits, 8 x 8; a fixed, stratified fifth is the test split."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    order = stratified_order(bunch.target, seed=0)
+    mine = np.sort(order[360:] if train else order[:360])
+    images = (bunch.images[mine] * (255 / 16)).round().astype(np.uint8)
+    return torch.from_numpy(images)[:, None], torch.from_numpy(bunch.target[mine]).long()
+
+
+def _cifar_class(name):
+    from torchvision import datasets
+
+    return {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+
+
+def _md5(path):
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+
+
+def download_cifar(name, data_path):
+    """Make sure that `data_path` holds the set, whole: downloaded, or unpacked from the official
+    archive lying there. Every file's md5 is compared with the published one before it is used.
+
+    Raises UserError where there is no network, or where a file of the set is missing or damaged.
+    """
+    cifar, root = _cifar_class(name), Path(data_path)
+    folder, archive = root / cifar.base_folder, root / cifar.filename
+    if folder.exists():
+        files = [*cifar.train_list, *cifar.test_list, [cifar.meta["filename"], cifar.meta["md5"]]]
+        for file, md5 in files:
+            if not (folder / file).is_file():
+                raise UserError(f"{folder / file} is missing; remove {folder} and run: python data.py {name}")
+            if _md5(folder / file) != md5:
+                raise UserError(
+                    f"{folder / file} is damaged (its md5 is not the published one) and was not opened; "
+                    f"remove {folder} and run: python data.py {name}"
+                )
+        return
+    if archive.exists() and _md5(archive) != cifar.tgz_md5:
+        raise UserError(f"{archive} is damaged (its md5 is not the published one); remove it and run again")
+
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        workshop = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=root))
+    except OSError as error:
+        raise UserError(f"--data_path {data_path}: {error.strerror}; choose a folder that can be written") from None
+    try:
+        if archive.exists():
+            shutil.copyfile(archive, workshop / cifar.filename)
+        cifar(workshop, download=True)  # downloads with a progress bar, checks the md5, unpacks
+        (workshop / cifar.base_folder).rename(folder)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"{name} could not be had from {cifar.url} ({error}); put the archive by hand at {archive}, "
+            "or train without a download: --dataset digits"
+        ) from None
+    finally:
+        shutil.rmtree(workshop, ignore_errors=True)
+
+
+def read_cifar(name, data_path, train):
+    download_cifar(name, data_path)
+    split = _cifar_class(name)(data_path, train=train)
+    return torch.from_numpy(split.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(split.targets)
+
+
+def read_split(name, data_path, train):
+    """A named set's images (uint8 n x C x H x W) and labels (int64 n), in the official order."""
+    if name == "digits":
+        return read_digits(data_path, train)
+    return read_cifar(name, data_path, train)
+
+
+# ---------------------------------------------------------------------------------------- batches
+
+
+def as_channels(images, in_chans):
+    """Grey images as RGB, or RGB as grey (ITU-R 601 luma); others as they are."""
+    if images.shape[1] == in_chans:
+        return images
+    if in_chans == 3:
+        return images.expand(-1, 3, -1, -1)
+    luma = torch.tensor([0.299, 0.587, 0.114], device=images.device).view(1, 3, 1, 1)
+    return (images * luma).sum(1, keepdim=True).round().to(images.dtype)
+
+
+def channel_statistics(values, in_chans):
+    """mean or std, a value a channel, for a model of `in_chans`."""
+    return tuple(values) if len(values) == in_chans else in_chans * (sum(values) / len(values),)
+
+
+def resize(images, size):
+    """Images B x C x H x W (floats in 0..1) at size x size: bilinear, antialiased."""
+    if images.shape[-2:] == (size, size):
+        return images
+    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+
+
+def normalise(images, mean, std):
+    """(images - mean) / std, a value a channel."""
+    mean, std = (torch.tensor(v, device=images.device).view(1, -1, 1, 1) for v in (mean, std))
+    return (images - mean) / std
+
+
+class TensorBatches:
+    """Batches of a set held as one uint8 tensor on the device.
+
+    With `augment` it is a training set: a new order each epoch, each batch augmented. Both follow
+    from (seed, epoch, batch) alone, so that a run can start at any batch of any epoch: set_epoch().
+    """
+
+    def __init__(self, images, labels, *, batch_size, img_size, mean, std, augment=None, seed=0):
+        self.images, self.labels = images, labels  # uint8 n x C x H x W, int64 n
+        self.batch_size, self.img_size, self.mean, self.std = batch_size, img_size, mean, std
+        self.augment, self.seed = augment, seed
+        self.generator = torch.Generator(images.device)
+        self.set_epoch(0)
+
+    def __len__(self):
+        """Batches an epoch; the last may be smaller."""
+        return -(-len(self.labels) // self.batch_size)
+
+    def set_epoch(self, epoch, start=0):
+        """Let the next pass be that epoch, from its batch `start` on."""
+        self.epoch, self.start = epoch, start
+
+    def _random(self, *key):
+        """Restart the generator from (seed, key): well mixed, also for neighbouring numbers."""
+        self.generator.manual_seed(int(np.random.SeedSequence([self.seed, *key]).generate_state(1, np.uint64)[0] >> 1))
+        return self.generator
+
+    def __iter__(self):
+        n, device = len(self.labels), self.images.device
+        order = torch.arange(n, device=device)
+        if self.augment:
+            order = torch.randperm(n, generator=self._random(self.epoch), device=device)
+        for batch in range(self.start, len(self)):
+            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            images = self.images[chosen].float() / 255
+            if self.augment:
+                images = POLICIES[self.augment](images, self._random(self.epoch, batch))
+            yield normalise(resize(images, self.img_size), self.mean, self.std), self.labels[chosen]
+
+
+@dataclass
+class Splits:
+    """The three splits of a set (None: empty, or not asked for) and what a model of it must know."""
+
+    train: TensorBatches | None
+    val: TensorBatches | None
+    test: TensorBatches | None
+    classes: tuple
+    mean: tuple
+    std: tuple
+
+
+def load(config, splits=("train", "val", "test")):
+    """The data set of a config as Splits, on the device of the config.
+
+    Validation is a seeded, stratified cut of the training images. Raises UserError where the set
+    cannot be had.
+    """
+    info, device = DATASETS[config.dataset], config.pick_device()
+    mean, std = (channel_statistics(values, config.in_chans) for values in (info.mean, info.std))
+
+    def batches(images, labels, augment=None):
+        if not len(labels):
+            return None
+        return TensorBatches(
+            as_channels(images, config.in_chans).to(device),
+            labels.to(device),
+            batch_size=config.batch_size,
+            img_size=config.img_size,
+            mean=mean,
+            std=std,
+            augment=augment,
+            seed=config.seed,
+        )
+
+    def subset(labels, n, what):
+        if n is not None and n > len(labels):
+            raise UserError(f"--num_{what}_images {n}: {config.dataset} has {len(labels)}; leave the flag out for all")
+        return torch.from_numpy(stratified_order(labels, config.seed)[:n])
+
+    train = val = test = None
+    if "train" in splits or "val" in splits:
+        images, labels = read_split(config.dataset, config.data_path, train=True)
+        chosen = subset(labels, config.num_train_images, "train")
+        n_val = round(len(chosen) * config.val_split)
+        if n_val == len(chosen):
+            raise UserError(f"--val_split {config.val_split:g} leaves none of {n_val} images to train on; lower it")
+        held_out, kept = chosen[:n_val].sort().values, chosen[n_val:].sort().values
+        train = batches(images[kept], labels[kept], augment=config.augment)
+        val = batches(images[held_out], labels[held_out])
+    if "test" in splits:
+        images, labels = read_split(config.dataset, config.data_path, train=False)
+        if config.num_test_images is not None:
+            chosen = subset(labels, config.num_test_images, "test").sort().values
+            images, labels = images[chosen], labels[chosen]
+        test = batches(images, labels)
+    return Splits(train, val, test, info.classes, mean, std)
+
+
+# ----------------------------------------------------------------------------------- single images
+
+
+def open_image(path):
+    """An image file as PIL sees it, upright, as RGB: the first frame, transparency on white, 16 bits
+    scaled to 8. UserError, naming the file, where it is none or damaged."""
+    path = Path(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                image.seek(0)
+                image = ImageOps.exif_transpose(image)
+                image.load()
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise UserError(f"{path} is over {Image.MAX_IMAGE_PIXELS:,} pixels; scale it down first") from None
+    except FileNotFoundError:
+        raise UserError(f"image {path} does not exist; check --image_path") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder, not an image") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        if path.stat().st_size == 0:
+            error = "the file is empty"
+        raise UserError(f"{path} cannot be read as an image ({error}); give a whole PNG, JPEG, ...") from None
+
+    if image.mode.startswith("I") or image.mode == "F":  # 16 bits a pixel, or more
+        values = np.asarray(image, dtype=np.float64)
+        values = values / 257 if values.max() > 255 else values
+        return Image.fromarray(values.clip(0, 255).round().astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def square(image, size):
+    """The middle of a PIL image as size x size pixels: short side to `size` (antialiased), then the
+    centre crop."""
+    return ImageOps.fit(image, (size, size), method=Image.Resampling.BICUBIC)
+
+
+def to_batch(image, *, img_size, in_chans, mean, std):
+    """A PIL image as a normalised batch of one: float 1 x in_chans x img_size x img_size."""
+    pixels = np.array(square(image, img_size).convert("L" if in_chans == 1 else "RGB"))
+    images = torch.from_numpy(pixels).view(img_size, img_size, in_chans).permute(2, 0, 1)[None]
+    return normalise(images / 255, mean, std)
+
+
+if __name__ == "__main__":
+    def main():
+        parser = Parser(description="Download and verify a data set.")
+        parser.add_argument("name", metavar="NAME", help="cifar10 or cifar100")
+        parser.add_argument("--data_path", default=TrainConfig.data_path, help="where to (default: %(default)s)")
+        args = parser.parse_args()
+        if args.name not in DATASETS:
+            raise UserError(f"dataset {args.name!r} is unknown; choose cifar10 or cifar100")
+        if args.name == "digits":
+            print("digits come with scikit-learn: nothing to download")
+            return
+        download_cifar(args.name, args.data_path)
+        print(f"{args.name}: whole, in {Path(args.data_path) / _cifar_class(args.name).base_folder}")
+
+    run_cli(main)

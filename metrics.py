@@ -1,0 +1,47 @@
+"""Numbers in, numbers out: accuracy with its interval, F1, confusion.
+
+Labels and predictions are int64 arrays of n class indices; every share is in 0..1.
+"""
+
+import numpy as np
+from scipy.stats import binomtest
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+
+def wilson_interval(correct, n):
+    """The 95 % Wilson score interval [low, high] of `correct` successes in n (Wilson, 1927)."""
+    interval = binomtest(int(correct), int(n)).proportion_ci(0.95, method="wilson")
+    return [float(interval.low), float(interval.high)]
+
+
+def summary(labels, predictions, loss):
+    """One split's result, as reports hold it: accuracy, ci95, loss, f1_macro, f1_weighted, n.
+    Macro F1 is over the classes that occur."""
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    correct, n = int((labels == predictions).sum()), len(labels)
+    f1 = {
+        average: float(precision_recall_fscore_support(labels, predictions, average=average, zero_division=0)[2])
+        for average in ("macro", "weighted")
+    }
+    return {
+        "accuracy": correct / n,
+        "ci95": wilson_interval(correct, n),
+        "loss": float(loss),
+        "f1_macro": f1["macro"],
+        "f1_weighted": f1["weighted"],
+        "n": n,
+    }
+
+
+def per_class(labels, predictions, classes):
+    """A dict for each class: name, precision, recall, f1, n (images of that class)."""
+    columns = precision_recall_fscore_support(labels, predictions, labels=range(len(classes)), zero_division=0)
+    return [
+        {"class": name, "precision": float(p), "recall": float(r), "f1": float(f), "n": int(n)}
+        for name, p, r, f, n in zip(classes, *columns)
+    ]
+
+
+def confusion(labels, predictions, num_classes):
+    """C x C counts: row the true class, column the predicted one."""
+    return confusion_matrix(labels, predictions, labels=range(num_classes))

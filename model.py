@@ -1,0 +1,302 @@
+"""A Vision Transformer for small images.
+
+    python model.py                          # architecture, parameters and FLOPs of the default model
+    python model.py --n_layers 12            # ... of any other: the model flags of train.py
+
+From Python:
+
+    model = VisionTransformer(img_size=32, patch_size=4, embed_dim=128, depth=6, num_heads=4)
+    logits = model(images)                                    # fused attention, nothing kept
+    logits, attention = model(images, return_attention=True)  # the same weights, every map
+
+The model follows Dosovitskiy et al., "An Image is Worth 16x16 Words" (ICLR 2021, arXiv:2010.11929),
+section 3.1; arguments, parameter names and initialisation follow timm's VisionTransformer, so that
+weights travel between the two.
+
+Shapes: B batch, N tokens (patches, and CLS first), D width (embed_dim), H heads, L layers (depth),
+C classes, G patches along one side, P = G * G patches.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def pick_device(name="auto"):
+    """The torch.device called `name`: "auto" (CUDA, then MPS, then CPU), "cpu", "cuda" or "mps".
+
+    Raises ValueError, listing the devices that are there, if the one named is unknown or absent.
+    """
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    there = [key for key, here in present.items() if here]
+    if name == "auto":
+        return torch.device(there[0])
+    if name.split(":")[0] not in there:
+        raise ValueError(f"device {name!r} is not here; this machine has: {', '.join(there)}")
+    return torch.device(name)
+
+
+class Dropout(nn.Dropout):
+    """nn.Dropout, with a mask that is four times cheaper on the CPU.
+
+    torch draws one random number an element there, a quarter of a training step of the default
+    model. 16 random bits are enough: the drop probability is rounded to a multiple of 1/65536.
+    """
+
+    def forward(self, x):
+        if not self.training or self.p == 0 or self.p == 1 or x.device.type != "cpu":
+            return super().forward(x)
+        words = torch.empty(math.ceil(x.numel() / 4), dtype=torch.int64)
+        words.random_(torch.iinfo(torch.int64).min, None)  # all 64 bits
+        bits = words.view(torch.int16)[: x.numel()].view(x.shape)  # uniform on -32768 ... 32767
+        keep = bits >= round(self.p * 65536) - 32768
+        return x * keep.to(x.dtype).mul_(1 / (1 - self.p))
+
+
+class PatchEmbed(nn.Module):
+    """Cuts an image into patches and projects each one (section 3.1, equation 1)."""
+
+    def __init__(self, *, img_size, patch_size, in_chans, embed_dim):
+        super().__init__()
+        if not 0 < patch_size <= img_size or img_size % patch_size:
+            raise ValueError(f"patch size {patch_size} does not divide image size {img_size}; choose a divisor of it")
+        self.grid_size = img_size // patch_size
+        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride=patch_size)
+
+    def forward(self, x):  # B x in_chans x img_size x img_size
+        return self.proj(x).flatten(2).transpose(1, 2)  # B x P x D
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention (appendix A), by one of two paths through the same weights.
+
+    "explicit" writes the softmax out and can return it; "auto" leaves it to torch's fused kernel
+    except in bfloat16 on a CPU, where that kernel's backward pass is the slower one (5 times at
+    65 tokens; `python benchmark.py` measures it).
+    """
+
+    def __init__(self, dim, *, num_heads, qkv_bias, attn_drop_rate, drop_rate, attention):
+        super().__init__()
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f"{num_heads} heads do not divide width {dim}; choose a divisor of it")
+        if attention not in ("auto", "explicit"):
+            raise ValueError(f'attention {attention!r} is not a path; choose "auto" or "explicit"')
+        self.num_heads = num_heads
+        self.path = attention
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.attn_drop = Dropout(attn_drop_rate)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = Dropout(drop_rate)
+
+    def forward(self, x, return_attention=False):  # B x N x D
+        B, N, D = x.shape
+        qkv = self.qkv(x).view(B, N, 3, self.num_heads, D // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each B x H x N x D/H
+        slow_fused = q.device.type == "cpu" and q.dtype == torch.bfloat16
+
+        attention = None
+        if return_attention or self.path == "explicit" or slow_fused:
+            scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+            attention = scores.softmax(dim=-1)  # B x H x N x N, rows sum to 1
+            x = self.attn_drop(attention) @ v
+        else:
+            x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0)
+
+        x = x.transpose(1, 2).reshape(B, N, D)
+        return self.proj_drop(self.proj(x)), attention
+
+
+class Mlp(nn.Module):
+    def __init__(self, dim, hidden, *, drop_rate):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.act = nn.GELU()  # the exact one
+        self.drop1 = Dropout(drop_rate)
+        self.fc2 = nn.Linear(hidden, dim)
+        self.drop2 = Dropout(drop_rate)
+
+    def forward(self, x):
+        return self.drop2(self.fc2(self.drop1(self.act(self.fc1(x)))))
+
+
+class Block(nn.Module):
+    """Pre-norm encoder block (equations 2 and 3)."""
+
+    def __init__(self, dim, *, mlp_ratio, norm_eps, drop_rate, **attention_args):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn = Attention(dim, drop_rate=drop_rate, **attention_args)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate=drop_rate)
+
+    def forward(self, x, return_attention=False):  # B x N x D
+        norm1 = self.norm1(x)
+        attn, attention = self.attn(norm1, return_attention)
+        x = x + attn
+        norm2 = self.norm2(x)
+        mlp = self.mlp(norm2)
+        x = x + mlp
+        return x, attention, {"norm1": norm1, "attn": attn, "norm2": norm2, "mlp": mlp}
+
+
+class VisionTransformer(nn.Module):
+    """The Vision Transformer. Arguments carry timm's names.
+
+    Args:
+        img_size: side of the square input, in pixels.
+        patch_size: side of a patch; must divide img_size.
+        in_chans: input channels (3 RGB, 1 grey).
+        num_classes: outputs C.
+        embed_dim: width D of a token.
+        depth: encoder blocks L.
+        num_heads: attention heads H; must divide embed_dim.
+        mlp_ratio: hidden width of the MLP over embed_dim.
+        qkv_bias: biases in the query, key and value projections.
+        drop_rate: dropout after the position embedding, the attention's projection and both
+            layers of the MLP, in 0..1.
+        attn_drop_rate: dropout of the attention weights, in 0..1.
+        pool: what the head sees: "cls" (the normed CLS token) or "mean" (the patch tokens' mean,
+            then the norm: timm's fc_norm).
+        head: "linear", or "mlp": linear, tanh, linear (the paper's head with a representation layer).
+        norm_eps: epsilon of every LayerNorm.
+        attention: "auto" or "explicit"; see Attention.
+
+    Raises ValueError, with the numbers, where sizes do not fit each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        img_size=32,
+        patch_size=4,
+        in_chans=3,
+        num_classes=10,
+        embed_dim=128,
+        depth=6,
+        num_heads=4,
+        mlp_ratio=2.0,
+        qkv_bias=True,
+        drop_rate=0.0,
+        attn_drop_rate=0.0,
+        pool="cls",
+        head="linear",
+        norm_eps=1e-6,
+        attention="auto",
+    ):
+        super().__init__()
+        if pool not in ("cls", "mean"):
+            raise ValueError(f'pool {pool!r} is unknown; choose "cls" or "mean"')
+        if head not in ("linear", "mlp"):
+            raise ValueError(f'head {head!r} is unknown; choose "linear" or "mlp"')
+        self.img_size, self.in_chans, self.pool = img_size, in_chans, pool
+
+        self.patch_embed = PatchEmbed(
+            img_size=img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim
+        )
+        self.grid_size = self.patch_embed.grid_size  # G
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid_size**2, embed_dim))
+        self.pos_drop = Dropout(drop_rate)
+        self.blocks = nn.ModuleList(
+            Block(
+                embed_dim,
+                num_heads=num_heads,
+                mlp_ratio=mlp_ratio,
+                qkv_bias=qkv_bias,
+                drop_rate=drop_rate,
+                attn_drop_rate=attn_drop_rate,
+                norm_eps=norm_eps,
+                attention=attention,
+            )
+            for _ in range(depth)
+        )
+        # timm's names: the norm is called fc_norm where it comes after the pooling
+        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps) if pool == "cls" else nn.Identity()
+        self.fc_norm = nn.LayerNorm(embed_dim, eps=norm_eps) if pool == "mean" else nn.Identity()
+        if head == "linear":
+            self.head = nn.Linear(embed_dim, num_classes)
+        else:
+            self.head = nn.Sequential()
+            self.head.add_module("fc1", nn.Linear(embed_dim, embed_dim))
+            self.head.add_module("act", nn.Tanh())
+            self.head.add_module("fc2", nn.Linear(embed_dim, num_classes))
+
+        self.apply(self._init_weights)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+    @staticmethod
+    def _init_weights(module):
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward(self, images, return_attention=False, return_hidden=False):
+        """Logits B x C of images B x in_chans x img_size x img_size (normalised floats).
+
+        With return_attention also the attention B x L x H x N x N (before dropout; rows sum to 1).
+        With return_hidden also a dict name -> tensor: "patch_embed" (B x P x D) and, for each block
+        i from 0, "blocks.i.norm1", ".attn", ".norm2", ".mlp" and its output "blocks.i" (B x N x D);
+        the names are those of the modules. What is asked for comes as a tuple, in this order:
+        (logits, attention, hidden).
+        """
+        x = self.patch_embed(images)  # B x P x D
+        hidden = {"patch_embed": x}
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)  # B x N x D
+        x = self.pos_drop(x + self.pos_embed)
+
+        maps = []
+        for i, block in enumerate(self.blocks):
+            x, attention, inside = block(x, return_attention)
+            if return_attention:
+                maps.append(attention)
+            if return_hidden:
+                hidden.update({f"blocks.{i}.{name}": value for name, value in inside.items()})
+                hidden[f"blocks.{i}"] = x
+
+        if self.pool == "cls":
+            x = self.norm(x[:, 0])  # B x D
+        else:
+            x = self.fc_norm(x[:, 1:].mean(dim=1))
+        logits = self.head(x)  # B x C
+
+        out = (logits,)
+        if return_attention:
+            out += (torch.stack(maps, dim=1),)
+        if return_hidden:
+            out += (hidden,)
+        return out if len(out) > 1 else logits
+
+
+def count_parameters(model):
+    """How many parameters a model trains."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def count_flops(model):
+    """Floating-point operations of one image's forward pass, a multiplication and an addition
+    counted as two; matrix products and convolutions only (torch.utils.flop_counter)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device = next(model.parameters()).device
+    image = torch.zeros(1, model.in_chans, model.img_size, model.img_size, device=device)
+    was_training = model.training
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval()(image, return_attention=True)  # the explicit path: the counter knows no fused one on CPU
+    model.train(was_training)
+    return counter.get_total_flops()
+
+
+if __name__ == "__main__":
+    from config import TrainConfig, run_cli
+
+    def main():
+        config = TrainConfig.from_args(groups=("model",), description="Print a model's architecture and cost.")
+        model = config.build_model()
+        print(model)
+        print(f"\n{count_parameters(model):,} parameters, {count_flops(model) / 1e6:.1f} MFLOPs an image, forward")
+
+    run_cli(main)

@@ -1,0 +1,35 @@
+"""Train one Vision Transformer.
+
+    python train.py --dataset digits --epochs 40            # no download, a minute on a laptop
+    python train.py                                         # CIFAR-10, 200 epochs
+    python train.py --n_layers 12 --config configs/x.yaml   # flags win over the file
+
+Writes model/NAME/best.pt and last.pt, and output/NAME/ with curves, metrics.csv and report.json.
+"""
+
+import shlex
+import sys
+
+import data
+import engine
+from config import TrainConfig, run_cli
+
+
+def main():
+    config = TrainConfig.from_args(description=__doc__)
+    model = config.build_model()
+    sets = data.load(config, splits=("train", "val") if config.no_test else ("train", "val", "test"))
+    print(" ".join(f"{name}={value}" for name, value in vars(config).items()))
+    try:
+        engine.fit(model, sets, config)
+    except engine.Stopped:
+        print(f"interrupted; the weights so far are in {config.checkpoint_folder / 'last.pt'}", file=sys.stderr)
+        return 130
+    command = ["python", "test.py", "--model_path", str(config.checkpoint_folder)]
+    if config.data_path != TrainConfig.data_path:
+        command += ["--data_path", config.data_path]
+    print(shlex.join(command))
+
+
+if __name__ == "__main__":
+    run_cli(main)
