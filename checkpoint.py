@@ -38,6 +38,18 @@ def replacing(path):
         part.unlink(missing_ok=True)
 
 
+def writable_folder(folder, name):
+    """The folder, made where it is missing; UserError, naming the flag it came from, where nothing
+    can be written there."""
+    try:
+        with replacing(folder / ".writable") as part:
+            part.touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise UserError(f"{name}: {folder} cannot be written ({error.strerror}); choose another folder") from None
+    return folder
+
+
 def save(path, model, config, *, classes, mean, std, history, **more):
     """Write a checkpoint. `more` is what load() does not need, such as the optimiser's state.
 
@@ -221,7 +233,9 @@ def _load_foreign(path, contents, dataset, given):
 
     notes = [f"{path}: {layout} layout, {depth} blocks {width} wide"]
     if "num_heads" not in given:
-        notes.append(f"the file does not say how many attention heads: taken to be {heads}; --n_attention_heads sets it")
+        notes.append(
+            f"the file does not say how many attention heads: taken to be {heads}; --n_attention_heads sets it"
+        )
     model_args = {"num_heads": heads, **given, **known}
     if dataset is not None and dataset not in DATASETS:
         raise UserError(f"--dataset {dataset!r} is unknown; choose {', '.join(DATASETS)}")

@@ -46,9 +46,7 @@ class TrainConfig:
         None, "data", "use this many training images (default: all), validation cut from them", low=1
     )
     num_test_images: int | None = setting(None, "data", "use this many test images (default: all)", low=1)
-    augment: str | None = setting(
-        None, "data", "default: the set's", choices=("none", "crop", "crop-flip", "affine")
-    )
+    augment: str | None = setting(None, "data", "default: the set's", choices=("none", "crop", "crop-flip", "affine"))
 
     # --- model: the arguments of model.VisionTransformer
     img_size: int | None = setting(
@@ -64,7 +62,9 @@ class TrainConfig:
     num_heads: int = setting(4, "model", "attention heads; divide the width", "n_attention_heads", low=1, high=65536)
     mlp_ratio: float = setting(2.0, "model", "hidden width of the MLP over embed_dim", "forward_mul", above=0, high=64)
     qkv_bias: bool = setting(True, "model", "biases in the query, key and value projections")
-    drop_rate: float = setting(0.1, "model", "dropout of position embedding, projection, MLP", "dropout", low=0, high=0.99)
+    drop_rate: float = setting(
+        0.1, "model", "dropout of position embedding, projection, MLP", "dropout", low=0, high=0.99
+    )
     attn_drop_rate: float = setting(0.0, "model", "dropout of the attention weights", low=0, high=0.99)
     pool: str = setting("cls", "model", "what the head sees", choices=("cls", "mean"))
     head: str = setting("linear", "model", "mlp: linear, tanh, linear", choices=("linear", "mlp"))
@@ -82,7 +82,10 @@ class TrainConfig:
     # --- run
     device: str = setting("auto", "run", "auto, cuda, mps or cpu")
     amp: str = setting(
-        "auto", "run", "auto: bf16 on CUDA and on CPUs with bf16 instructions, else off", choices=("auto", "bf16", "off")
+        "auto",
+        "run",
+        "auto: bf16 on CUDA and on CPUs with bf16 instructions, else off",
+        choices=("auto", "bf16", "off"),
     )
     seed: int = setting(0, "run", "of the split, the weights, the order and the augmentation", low=0, high=2**32 - 1)
     output_path: str = setting("./output", "run", "curves, tables and reports go to OUTPUT_PATH/NAME")
@@ -112,7 +115,8 @@ class TrainConfig:
         """The config of a command line; `groups` are the settings that it offers."""
         parser = Parser(**parser_args)
         parser.add_argument("--config", metavar="FILE.yaml", help="settings to start from")
-        add_flags(parser, groups)
+        for group in groups:
+            add_flags(parser.add_argument_group(group), in_groups(group))
         flags = vars(parser.parse_args(argv))
         file = flags.pop("config", None)
         return cls.create(read_yaml(file) if file else {}, flags)
@@ -146,12 +150,15 @@ class TrainConfig:
 
     def model_args(self):
         """Keyword arguments of model.VisionTransformer."""
-        return {field.name: getattr(self, field.name) for field in FIELDS.values() if field.metadata["group"] == "model"}
+        return {name: getattr(self, name) for name in in_groups("model")}
 
     def build_model(self):
-        """The model, with fresh weights; UserError where its sizes do not fit each other."""
+        """The model, its fresh weights those of the seed; UserError where its sizes do not fit each other."""
+        import torch
+
         from model import VisionTransformer
 
+        torch.manual_seed(self.seed)
         try:
             return VisionTransformer(**self.model_args())
         except ValueError as error:
@@ -260,27 +267,30 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def add_flags(parser, groups=GROUPS):
-    """Give an argument parser the flags of those groups of settings. Values stay text: create() converts."""
-    for group in groups:
-        section = parser.add_argument_group(group)
-        for name, field in FIELDS.items():
-            if field.metadata["group"] != group:
-                continue
-            spellings = ["--" + spelling for spelling in (name, *field.metadata["older"])]
-            if name == "learning_rate":
-                spellings.append("-lr")
-            words = field.metadata["help"]
-            if field.metadata["choices"]:
-                words = f"{', '.join(map(str, field.metadata['choices']))}; {words}"
-            if field.default not in (None, True, False):
-                words += f" (default: {field.default})"
-            options = dict(dest=name, default=argparse.SUPPRESS, help=words.replace("%", "%%"))
-            if TYPES[name] is bool:
-                action = argparse.BooleanOptionalAction if field.default else "store_true"
-                section.add_argument(*spellings, action=action, **options)
-            else:
-                section.add_argument(*spellings, metavar=name.rsplit("_", 1)[-1].upper(), **options)
+def in_groups(*groups):
+    """The names of the settings in those groups."""
+    return [name for name, field in FIELDS.items() if field.metadata["group"] in groups]
+
+
+def add_flags(parser, names):
+    """Give an argument parser (or a group of one) the flags of those settings. What is not given is
+    absent from the result, and values stay text: read_settings() converts them."""
+    for name in names:
+        field = FIELDS[name]
+        spellings = ["--" + spelling for spelling in (name, *field.metadata["older"])]
+        if name == "learning_rate":
+            spellings.append("-lr")
+        words = field.metadata["help"]
+        if field.metadata["choices"]:
+            words = f"{', '.join(map(str, field.metadata['choices']))}; {words}"
+        if field.default not in (None, True, False):
+            words += f" (default: {field.default})"
+        options = dict(dest=name, default=argparse.SUPPRESS, help=words.replace("%", "%%"))
+        if TYPES[name] is bool:
+            action = argparse.BooleanOptionalAction if field.default else "store_true"
+            parser.add_argument(*spellings, action=action, **options)
+        else:
+            parser.add_argument(*spellings, metavar=name.rsplit("_", 1)[-1].upper(), **options)
 
 
 def run_cli(main):

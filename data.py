@@ -14,6 +14,7 @@ normalising happen there, a batch at a time.
 """
 
 import hashlib
+import math
 import shutil
 import tempfile
 import warnings
@@ -221,7 +222,7 @@ class TensorBatches:
 
     def __len__(self):
         """Batches an epoch; the last may be smaller."""
-        return -(-len(self.labels) // self.batch_size)
+        return math.ceil(len(self.labels) / self.batch_size)
 
     def set_epoch(self, epoch, start=0):
         """Let the next pass be that epoch, from its batch `start` on."""
@@ -257,14 +258,16 @@ class Splits:
     std: tuple
 
 
-def load(config, splits=("train", "val", "test")):
-    """The data set of a config as Splits, on the device of the config.
+def load(config, splits=("train", "val", "test"), *, mean=None, std=None):
+    """The data set of a config as Splits, on the device of the config; mean and std, where given,
+    take the place of the set's own.
 
     Validation is a seeded, stratified cut of the training images. Raises UserError where the set
     cannot be had.
     """
     info, device = DATASETS[config.dataset], config.pick_device()
-    mean, std = (channel_statistics(values, config.in_chans) for values in (info.mean, info.std))
+    mean = mean or channel_statistics(info.mean, config.in_chans)
+    std = std or channel_statistics(info.std, config.in_chans)
 
     def batches(images, labels, augment=None):
         if not len(labels):
@@ -325,9 +328,8 @@ def open_image(path):
     except IsADirectoryError:
         raise UserError(f"{path} is a folder, not an image") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        if path.stat().st_size == 0:
-            error = "the file is empty"
-        raise UserError(f"{path} cannot be read as an image ({error}); give a whole PNG, JPEG, ...") from None
+        reason = error if path.stat().st_size else "the file is empty"
+        raise UserError(f"{path} cannot be read as an image ({reason}); give a whole PNG, JPEG, ...") from None
 
     if image.mode.startswith("I") or image.mode == "F":  # 16 bits a pixel, or more
         values = np.asarray(image, dtype=np.float64)
@@ -354,6 +356,7 @@ def to_batch(image, *, img_size, in_chans, mean, std):
 
 
 if __name__ == "__main__":
+
     def main():
         parser = Parser(description="Download and verify a data set.")
         parser.add_argument("name", metavar="NAME", help="cifar10 or cifar100")

@@ -1,7 +1,7 @@
 """Training and evaluation: train_one_epoch, evaluate, fit.
 
-    config = TrainConfig.create(dataset="digits", epochs=40)
-    report = fit(config.build_model(), data.load(config), config)
+config = TrainConfig.create(dataset="digits", epochs=40)
+report = fit(config.build_model(), data.load(config), config)
 """
 
 import contextlib
@@ -265,14 +265,8 @@ def claim_folders(config):
         number += 1
     if config.folder_name != wanted:
         print(f"{wanted} holds a run already: this one is called {config.folder_name} (--overwrite writes over it)")
-    for folder in (config.checkpoint_folder, config.output_folder):
-        try:
-            with checkpoint.replacing(folder / ".writable") as part:
-                part.touch()
-            (folder / ".writable").unlink()
-        except OSError as error:
-            name = "--model_path" if folder == config.checkpoint_folder else "--output_path"
-            raise UserError(f"{name}: {folder} cannot be written ({error.strerror}); choose another folder") from None
+    checkpoint.writable_folder(config.checkpoint_folder, "--model_path")
+    checkpoint.writable_folder(config.output_folder, "--output_path")
     for file in runs_in(config.folder_name):
         file.unlink()
 

@@ -192,9 +192,7 @@ class VisionTransformer(nn.Module):
             raise ValueError(f'head {head!r} is unknown; choose "linear" or "mlp"')
         self.img_size, self.in_chans, self.pool = img_size, in_chans, pool
 
-        self.patch_embed = PatchEmbed(
-            img_size=img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim
-        )
+        self.patch_embed = PatchEmbed(img_size=img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim)
         self.grid_size = self.patch_embed.grid_size  # G
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid_size**2, embed_dim))

@@ -48,13 +48,26 @@ def confusion_matrix(counts, classes, path):
     drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="true")
     size = 9 if few else 5
-    axes.set_xticks(range(len(classes)), classes, rotation=90 if len(classes) > 20 else 45, fontsize=size,
-                    ha="center" if len(classes) > 20 else "right", rotation_mode=None if not few else "anchor")
+    axes.set_xticks(
+        range(len(classes)),
+        classes,
+        rotation=90 if len(classes) > 20 else 45,
+        fontsize=size,
+        ha="center" if len(classes) > 20 else "right",
+        rotation_mode=None if not few else "anchor",
+    )
     axes.set_yticks(range(len(classes)), classes, fontsize=size)
     if few:
         for i, j in np.ndindex(*counts.shape):
-            axes.text(j, i, counts[i, j], ha="center", va="center", fontsize=8,
-                      color="white" if shares[i, j] > 0.5 else "black")
+            axes.text(
+                j,
+                i,
+                counts[i, j],
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if shares[i, j] > 0.5 else "black",
+            )
     figure.colorbar(drawn, ax=axes, label="share of the true class", shrink=0.8)
     return save(figure, path)
 
@@ -69,7 +82,8 @@ def prediction(image, attention, title, path):
     left.imshow(pixels, interpolation="nearest")
     left.set_title("image")
     right.imshow(pixels, interpolation="nearest")
-    drawn = right.imshow(np.asarray(shades) * weights.max(), cmap="inferno", alpha=0.65, interpolation="nearest", vmin=0)
+    shades = np.asarray(shades) * weights.max()
+    drawn = right.imshow(shades, cmap="inferno", alpha=0.65, interpolation="nearest", vmin=0)
     right.set_title("CLS attention, last block")
     for axes in (left, right):
         axes.set_axis_off()

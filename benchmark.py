@@ -1,0 +1,140 @@
+"""Speed of a training step, beside its peers.
+
+    python benchmark.py                       # the default model, batch 128, on the device there is
+    python benchmark.py --device cpu --rounds 20
+
+The candidates take turns, one step each a round, so that a machine that slows down slows all of
+them. Each ratio is taken round by round; the median and the middle half are printed and written to
+output/benchmark/report.json.
+
+    ours      model.py, bf16 where the device has it (--amp), fused AdamW
+    textbook  separate query, key and value projections, softmax written out, float32, AdamW unfused
+    timm      timm's VisionTransformer, dtype and optimiser as ours (where timm is installed)
+"""
+
+import contextlib
+import statistics
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import trange
+
+import engine
+from config import FIELDS, Parser, TrainConfig, UserError, add_flags, in_groups, run_cli
+
+
+class TextbookAttention(nn.Module):
+    """Multi-head self-attention as tutorials write it."""
+
+    def __init__(self, dim, num_heads, drop_rate):
+        super().__init__()
+        self.num_heads = num_heads
+        self.queries, self.keys, self.values, self.out_projection = (nn.Linear(dim, dim) for _ in range(4))
+        self.dropout = nn.Dropout(drop_rate)
+
+    def forward(self, x, return_attention=False):
+        B, N, D = x.shape
+        q, k, v = (
+            layer(x).view(B, N, self.num_heads, -1).transpose(1, 2) for layer in (self.queries, self.keys, self.values)
+        )
+        scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
+        x = torch.softmax(scores, dim=-1) @ v
+        return self.dropout(self.out_projection(x.transpose(1, 2).reshape(B, N, D))), None
+
+
+def textbook(config):
+    """Our model with its attention and dropout written the tutorials' way."""
+    model = config.build_model()
+    for block in model.blocks:
+        block.attn = TextbookAttention(config.embed_dim, config.num_heads, config.drop_rate)
+        block.mlp.drop1, block.mlp.drop2 = nn.Dropout(config.drop_rate), nn.Dropout(config.drop_rate)
+    model.pos_drop = nn.Dropout(config.drop_rate)
+    return model
+
+
+def timm_model(config):
+    """timm's VisionTransformer of the same architecture."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    names = ("img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads", "mlp_ratio")
+    return VisionTransformer(
+        **{name: getattr(config, name) for name in (*names, "qkv_bias", "attn_drop_rate")},
+        pos_drop_rate=config.drop_rate,
+        proj_drop_rate=config.drop_rate,
+        global_pool="token" if config.pool == "cls" else "avg",
+    )
+
+
+def make_step(model, optimizer, images, labels, amp):
+    """A function that takes one training step, and waits for it."""
+
+    def step():
+        with engine.autocast(images.device, amp):
+            loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return step
+
+
+def main():
+    parser = Parser(description=__doc__)
+    parser.add_argument("--rounds", default="12", help="timed rounds, after two untimed (default: %(default)s)")
+    add_flags(parser, ("batch_size", "learning_rate", "device", "amp", "output_path", *in_groups("model")))
+    flags = vars(parser.parse_args())
+    rounds = flags.pop("rounds")
+    if not rounds.isdecimal() or int(rounds) < 1:
+        raise UserError(f"--rounds {rounds}: give a whole number from 1 on")
+    config = TrainConfig.create({name: value for name, value in flags.items() if name in FIELDS})
+    device = config.pick_device()
+    amp = engine.pick_amp(device, config.amp)
+    images = torch.randn(config.batch_size, config.in_chans, config.img_size, config.img_size, device=device)
+    labels = torch.randint(config.num_classes, (config.batch_size,), device=device)
+
+    candidates = {}
+    ours = config.build_model().to(device)
+    candidates["ours"] = make_step(ours, engine.make_optimizer(ours, config), images, labels, amp)
+    plain = textbook(config).to(device)
+    unfused = torch.optim.AdamW(
+        plain.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, foreach=False
+    )
+    candidates["textbook"] = make_step(plain, unfused, images, labels, None)
+    with contextlib.suppress(ImportError):
+        theirs = timm_model(config).to(device)
+        candidates["timm"] = make_step(theirs, engine.make_optimizer(theirs, config), images, labels, amp)
+
+    seconds = {name: [] for name in candidates}
+    for number in trange(int(rounds) + 2, desc="rounds", leave=False, disable=None):
+        for name, step in candidates.items():
+            began = time.perf_counter()
+            step()
+            if number >= 2:
+                seconds[name].append(time.perf_counter() - began)
+
+    print(
+        f"{engine.describe_hardware(device)}, {'bf16' if amp else 'float32'}, torch {torch.__version__}, "
+        f"batch {config.batch_size}, {rounds} rounds"
+    )
+    report = {
+        "hardware": engine.describe_hardware(device),
+        "torch": torch.__version__,
+        "config": vars(config),
+        "steps": {},
+    }
+    for name, times in seconds.items():
+        ratios = sorted(other / own for other, own in zip(times, seconds["ours"]))
+        low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else 3 * ratios
+        speed = config.batch_size / statistics.median(times)
+        words = "" if name == "ours" else f"; ours is {middle:.2f} times as fast (middle half {low:.2f} to {high:.2f})"
+        print(f"{name:>8}: {speed:6.0f} images/s{words}")
+        report["steps"][name] = {"seconds": times, "images_per_second": speed, "ours_is_faster_by": [low, middle, high]}
+    print(engine.write_json(Path(config.output_path) / "benchmark" / "report.json", report))
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,197 @@
+"""Test a trained model.
+
+    python test.py                                                     # the whole test split
+    python test.py --mode cifar-single --index 7                       # one image of it
+    python test.py --mode custom --image_path FILE-OR-FOLDER           # your own images
+    python test.py --model_path model/vit-layer6-32-cifar10            # of another run, or any .pt file
+
+Architecture, classes and normalisation come from the checkpoint. Foreign files (a plain state dict
+of the teaching layout, or of timm's VisionTransformer) may need --dataset, --n_attention_heads or
+--pool. Writes output/NAME/test/.
+"""
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch.nn.functional as F
+from PIL import Image
+
+import checkpoint
+import data
+import engine
+import explain
+import metrics
+import plots
+from config import FIELDS, Parser, UserError, add_flags, in_groups, read_settings, run_cli
+
+DEFAULT_MODEL = "model/vit-layer12-32-cifar10"
+
+
+def parse_args():
+    """(this script's own arguments, settings of where and how to run, what the checkpoint should be)"""
+    parser = Parser(description=__doc__)
+    parser.add_argument("--mode", default="cifar", help="cifar (default: the whole test split), cifar-single or custom")
+    parser.add_argument("--index", default="1", help="cifar-single: which test image, from 0 (default: %(default)s)")
+    parser.add_argument("--image_path", metavar="PATH", help="custom: an image, or a folder of images")
+    parser.add_argument("--model_path", default=DEFAULT_MODEL, help="a checkpoint or run folder (default: %(default)s)")
+    parser.add_argument("--no_image", action="store_true", help="do not open the picture (it is saved all the same)")
+    where_and_how = ("output_path", "data_path", "batch_size", "num_workers", "num_test_images", "device")
+    add_flags(parser, where_and_how)
+    add_flags(parser, ("dataset", *in_groups("model")))
+    args = parser.parse_args()
+
+    settings = read_settings({name: value for name, value in vars(args).items() if name in FIELDS})
+    expected = {name: settings[name] for name in ("dataset", *in_groups("model")) if name in settings}
+    settings = {name: settings.get(name, FIELDS[name].default) for name in where_and_how}
+    if args.mode not in ("cifar", "cifar-single", "custom"):
+        raise UserError(f"--mode {args.mode!r}: choose cifar, cifar-single or custom")
+    if not args.index.removeprefix("-").isdecimal():
+        raise UserError(f"--index {args.index!r}: give a whole number")
+    if args.mode == "custom" and not args.image_path:
+        raise UserError("--mode custom needs --image_path FILE-OR-FOLDER")
+    if args.mode == "custom" and not Path(args.image_path).exists():
+        raise UserError(f"--image_path {args.image_path} does not exist; give an image or a folder of images")
+    if args.model_path == DEFAULT_MODEL and not Path(DEFAULT_MODEL).exists():
+        raise UserError(
+            f"{DEFAULT_MODEL} is not there yet; train it: python train.py --n_layers 12, or name another --model_path"
+        )
+    return args, settings, expected
+
+
+def test_folder(path, output_path):
+    """output/NAME/test for a checkpoint of the run NAME, or of the file NAME.pt; made, and writable."""
+    run = path.name if path.is_dir() else path.parent.name
+    of_a_run = path.is_dir() or path.stem in ("best", "last") or path.stem.startswith("ViT_model_")
+    return checkpoint.writable_folder(Path(output_path) / (run if of_a_run else path.stem) / "test", "--output_path")
+
+
+def test_split(found, config, folder):
+    """--mode cifar: every number of the test split."""
+    began = time.perf_counter()
+    batches = data.load(config, splits=("test",), mean=found.mean, std=found.std).test
+    amp = engine.pick_amp(batches.images.device, config.amp)
+    labels, logits = engine.predict_all(found.model, batches, amp, "test")
+    seconds = time.perf_counter() - began
+    predictions = logits.argmax(-1)
+    result = metrics.summary(labels, predictions, F.cross_entropy(logits, labels))
+    rows = metrics.per_class(labels, predictions, found.classes)
+    counts = metrics.confusion(labels, predictions, len(found.classes))
+
+    width = max(map(len, found.classes))
+    print(f"{'class':>{width}}  precision  recall      f1      n")
+    for row in rows:
+        print(f"{row['class']:>{width}}  {row['precision']:9.4f}  {row['recall']:6.4f}  {row['f1']:.4f}  {row['n']:5d}")
+    if len(found.classes) <= 20:
+        print("\nconfusion matrix (row: true, column: predicted)")
+        for name, line in zip(found.classes, counts):
+            print(f"{name:>{width}}  " + " ".join(f"{count:5d}" for count in line))
+    else:
+        off_diagonal = counts - np.diag(counts.diagonal())
+        print("\nmost frequent confusions (the whole matrix is in the report and the picture)")
+        for flat in np.argsort(-off_diagonal, axis=None, kind="stable")[:10]:
+            true, predicted = np.unravel_index(flat, counts.shape)
+            print(f"{counts[true, predicted]:5d}  {found.classes[true]} taken for {found.classes[predicted]}")
+    low, high = result["ci95"]
+    print(
+        f"\ntest accuracy {result['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), loss {result['loss']:.4f}, "
+        f"F1 macro {result['f1_macro']:.4f}, weighted {result['f1_weighted']:.4f}, {result['n']} images"
+    )
+    print(plots.confusion_matrix(counts, found.classes, folder / "confusion_matrix.png"))
+    report = engine.make_report(
+        name=folder.parent.name,
+        dataset=config.dataset,
+        checkpoint=found.path,
+        seed=config.seed,
+        device=batches.images.device,
+        model=found.model,
+        seconds=seconds,
+        test=result,
+    )
+    print(engine.write_json(folder / "report.json", {**report, "per_class": rows, "confusion": counts.tolist()}))
+
+
+def test_one(found, image, name, picture, label=None):
+    """Print one image's likeliest classes, draw it beside its attention, and return the numbers."""
+    logits, attention = found.model(found.batch(image), return_attention=True)
+    likeliest = found.name(logits[0].detach())
+    print(f"{name}: {', '.join(f'{guess} {share:.4f}' for guess, share in likeliest)}")
+    if label is not None:
+        print(f"true class: {label}")
+    title = f"{likeliest[0][0]} {likeliest[0][1]:.1%}" + (f" (true: {label})" if label is not None else "")
+    square = data.square(image, found.model.img_size if label is not None else max(224, found.model.img_size))
+    plots.prediction(square, explain.cls_attention(attention)[0].detach().cpu(), title, picture)
+    print(picture)
+    return {"image": str(name), "true": label, "top": [{"class": c, "probability": p} for c, p in likeliest]}
+
+
+def test_index(found, config, folder, index):
+    """--mode cifar-single: one image of the test split, by its place in the official order."""
+    images, labels = data.read_split(config.dataset, config.data_path, train=False)
+    if not 0 <= index < len(labels):
+        raise UserError(f"--index {index}: {config.dataset} has test images 0 to {len(labels) - 1}")
+    pixels = images[index].permute(1, 2, 0).squeeze(-1).numpy()
+    picture = folder / f"index-{index}.png"
+    label = found.classes[labels[index]]
+    numbers = test_one(found, Image.fromarray(pixels).convert("RGB"), f"index {index}", picture, label)
+    print(engine.write_json(picture.with_suffix(".json"), numbers))
+    return [picture]
+
+
+def test_custom(found, folder, path):
+    """--mode custom: an image file, or those in a folder. Returns (pictures, how many were bad)."""
+    path = Path(path)
+    if path.is_dir():
+        known = Image.registered_extensions()
+        files = sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in known)
+        if not files:
+            raise UserError(f"--image_path {path}: no image in that folder")
+    else:
+        files = [path]
+    pictures, numbers, bad = [], [], []
+    for file in files:
+        try:
+            image = data.open_image(file)
+        except UserError as error:
+            if len(files) == 1:
+                raise
+            bad.append(str(error))
+            continue
+        pictures.append(folder / "custom" / f"{file.name}.png")
+        numbers.append(test_one(found, image, file, pictures[-1]))
+    if numbers:
+        print(engine.write_json(folder / "custom" / "predictions.json", numbers))
+    for line in bad:
+        print(f"test.py: {line}", file=sys.stderr)
+    return pictures, len(bad)
+
+
+def main():
+    args, settings, expected = parse_args()
+    found = checkpoint.load(args.model_path, **expected)
+    for note in found.notes:
+        print(note)
+    config = dataclasses.replace(found.config, **settings)
+    found.model.to(config.pick_device())
+    if args.mode != "custom" and config.dataset is None:
+        raise UserError(f"{args.model_path} does not say what it was trained on; add --dataset cifar10")
+    folder = test_folder(Path(args.model_path), config.output_path)
+
+    bad = 0
+    if args.mode == "cifar":
+        test_split(found, config, folder)
+        pictures = []
+    elif args.mode == "cifar-single":
+        pictures = test_index(found, config, folder, int(args.index))
+    else:
+        pictures, bad = test_custom(found, folder, args.image_path)
+    if not args.no_image:
+        for picture in pictures[:1]:
+            plots.show(picture)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    run_cli(main)
