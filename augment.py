@@ -1,9 +1,10 @@
-"""Augmentation of a whole batch at once, on the device the batch is on.
+"""Augmentation of a whole batch at once, on the device that the batch is on.
 
-    images = POLICIES["crop-flip"](images, generator)
+    images = POLICIES["randaugment"](images, generator)
 
-A policy takes images B x C x H x W (floats in 0..1) and a torch.Generator of the same device, and
-returns as many of the same shape; each image gets a draw of its own.
+A policy takes images B x C x H x W (floats in 0..1) and returns as many of the same shape; each image
+gets a draw of its own. All draws come from a torch.Generator of the CPU, so that a seed means the
+same on every device and an accelerator never waits for them.
 """
 
 import math
@@ -12,39 +13,202 @@ import torch
 import torch.nn.functional as F
 
 
-def uniform(n, low, high, images, generator):
-    """n draws from low..high, on the device of `images`."""
-    return torch.rand(n, generator=generator, device=images.device) * (high - low) + low
+def uniform(shape, low, high, generator):
+    """Draws from low..high."""
+    return torch.rand(shape, generator=generator) * (high - low) + low
+
+
+# ------------------------------------------------------------------------------------ crop, flip, move
 
 
 def crop_and_flip(images, generator, *, padding=4, flip=True):
     """A random crop of the image padded with black, and for half of them its mirror image
     (the standard CIFAR augmentation: He et al., arXiv:1512.03385, section 4.2)."""
     B, _, H, W = images.shape
-    device = images.device
-    tops, lefts = torch.randint(2 * padding + 1, (2, B, 1), generator=generator, device=device)
-    rows = torch.arange(H, device=device) + tops  # B x H
-    columns = torch.arange(W, device=device).expand(B, W)
+    tops, lefts = torch.randint(2 * padding + 1, (2, B, 1), generator=generator)
+    rows = torch.arange(H) + tops  # B x H
+    columns = torch.arange(W).expand(B, W)
     if flip:
-        mirror = torch.rand(B, 1, generator=generator, device=device) < 0.5
+        mirror = torch.rand(B, 1, generator=generator) < 0.5
         columns = torch.where(mirror, W - 1 - columns, columns)
     columns = columns + lefts
     padded = F.pad(images, 4 * [padding])
-    which = torch.arange(B, device=device)[:, None, None]
-    return padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    rows, columns, which = (index.to(images.device) for index in (rows, columns, torch.arange(B)))
+    return padded[which[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def warp(images, inverse):
+    """Each image seen through its own affine map, bilinear, black outside.
+
+    inverse: B x 2 x 3, from a place in the result to the place in the image that is shown there, in
+    pixels from the centre (x to the right, y down).
+    """
+    H, W = images.shape[-2:]
+    half = torch.tensor([W / 2, H / 2])
+    unit = inverse.clone()  # the same map where the image reaches from -1 to 1
+    unit[:, :, :2] *= half / half[:, None]
+    unit[:, :, 2] /= half
+    grid = F.affine_grid(unit.to(images.device), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid.to(images.dtype), mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 def random_affine(images, generator, *, degrees=10.0, shift=0.05, scale=0.1):
     """A random rotation (-degrees..degrees), shift (a fraction of the side, either way) and scaling
-    (1 - scale .. 1 + scale), bilinear, black outside."""
-    B = len(images)
-    angle = uniform(B, -degrees, degrees, images, generator) * (math.pi / 180)
-    zoom = uniform(B, 1 - scale, 1 + scale, images, generator)
-    x, y = uniform((2, B), -shift, shift, images, generator) * 2  # grid_sample's side is 2 long
-    cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
-    inverse = torch.stack([torch.stack([cos, sin, x], -1), torch.stack([-sin, cos, y], -1)], dim=1)  # B x 2 x 3
-    grid = F.affine_grid(inverse, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    (1 - scale .. 1 + scale)."""
+    B, side = len(images), images.shape[-1]
+    angle = uniform(B, -degrees, degrees, generator).deg2rad()
+    zoom = uniform(B, 1 - scale, 1 + scale, generator)
+    x, y = uniform((2, B), -shift * side, shift * side, generator)
+    cos, sin = angle.cos() / zoom, angle.sin() / zoom
+    return warp(images, torch.stack([cos, sin, x, -sin, cos, y], dim=-1).view(B, 2, 3))
+
+
+# ------------------------------------------------------------- the operations of AutoAugment's family
+# Colour operations take images and a magnitude each; they do as torchvision's functions of that name.
+
+
+def blend(images, other, factor):
+    factor = factor.view(-1, 1, 1, 1)
+    return (images * factor + other * (1 - factor)).clamp(0, 1)
+
+
+def grey(images):
+    """Luma (ITU-R 601) of RGB images, B x 1 x H x W; grey images as they are."""
+    if images.shape[1] == 1:
+        return images
+    return (images * images.new_tensor([0.2989, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+
+
+def brightness(images, factor):
+    return blend(images, torch.zeros_like(images), factor)
+
+
+def color(images, factor):
+    return blend(images, grey(images), factor)
+
+
+def contrast(images, factor):
+    return blend(images, grey(images).mean((1, 2, 3), keepdim=True), factor)
+
+
+def sharpness(images, factor):
+    C = images.shape[1]
+    kernel = images.new_tensor([[1, 1, 1], [1, 5, 1], [1, 1, 1]]).div(13).expand(C, 1, 3, 3)
+    smooth = images.clone()
+    smooth[..., 1:-1, 1:-1] = F.conv2d(images, kernel, groups=C)
+    return blend(images, smooth, factor)
+
+
+def posterize(images, bits):
+    step = (2 ** (8 - bits)).view(-1, 1, 1, 1)
+    return ((images * 255).round().div(step, rounding_mode="floor") * step) / 255
+
+
+def solarize(images, threshold):
+    return torch.where(images >= threshold.view(-1, 1, 1, 1), 1 - images, images)
+
+
+def autocontrast(images, _):
+    low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
+    return torch.where(high > low, (images - low) / (high - low).clamp_min(1e-6), images)
+
+
+def equalize(images, _):
+    B, C, H, W = images.shape
+    values = (images * 255).round().long().flatten(2)  # B x C x HW
+    counts = values.new_zeros(B, C, 256).scatter_add_(2, values, torch.ones_like(values))
+    last = counts.gather(2, values.amax(2, keepdim=True))
+    step = (H * W - last).div(255, rounding_mode="floor")  # B x C x 1
+    below = counts.cumsum(2) - counts
+    table = (below + step // 2).div(step.clamp_min(1), rounding_mode="floor").clamp(0, 255)
+    return torch.where(step > 0, table.gather(2, values), values).view(B, C, H, W).to(images.dtype) / 255
+
+
+COLOUR = (brightness, color, contrast, sharpness, posterize, solarize, autocontrast, equalize)
+GEOMETRIC = ("identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate")
+N_OPS = len(GEOMETRIC) + len(COLOUR)
+
+
+def geometric(op, magnitude, size):
+    """The maps (for warp) of geometric operations: op n indices into GEOMETRIC, magnitude n."""
+    matrix = torch.eye(2, 3).repeat(len(op), 1, 1)
+    at = {name: (op == i).nonzero().flatten() for i, name in enumerate(GEOMETRIC)}
+    corner = size / 2  # shears leave the top left corner where it is
+    for name, row, column in (("shear_x", 0, 1), ("shear_y", 1, 0)):
+        matrix[at[name], row, column] = magnitude[at[name]]
+        matrix[at[name], row, 2] = magnitude[at[name]] * corner
+    for name, row in (("translate_x", 0), ("translate_y", 1)):
+        matrix[at[name], row, 2] = -magnitude[at[name]].trunc()
+    angle = magnitude[at["rotate"]].deg2rad()
+    matrix[at["rotate"], :, :2] = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], -1).view(-1, 2, 2)
+    return matrix
+
+
+def apply_ops(images, op, magnitude):
+    """One operation for each image: op B indices (GEOMETRIC, then COLOUR), magnitude B, both on the CPU."""
+    out = images.clone()
+    moved = ((op > 0) & (op < len(GEOMETRIC))).nonzero().flatten()
+    if len(moved):
+        index = moved.to(images.device)
+        out[index] = warp(images[index], geometric(op[moved], magnitude[moved], images.shape[-1]))
+    for i, colour in enumerate(COLOUR, start=len(GEOMETRIC)):
+        chosen = (op == i).nonzero().flatten()
+        if len(chosen):
+            index = chosen.to(images.device)
+            out[index] = colour(images[index], magnitude[chosen].to(images.device))
+    return out
+
+
+def magnitudes(op, level, generator, *, shear, shift, degrees, factor, bits):
+    """What strength `level` (0..1, one for each image) means for each operation: given are the
+    largest shear, shift in pixels, rotation in degrees, change of a factor, and bits taken away."""
+    sign = torch.randint(2, (len(op),), generator=generator) * 2.0 - 1
+    signed = sign * level
+    table = torch.stack(
+        [level, signed * shear, signed * shear, signed * shift, signed * shift, signed * degrees]
+        + 4 * [1 + signed * factor]
+        + [8 - (level * bits).round(), 1 - level, level, level]
+    )  # N_OPS x B
+    return table.gather(0, op[None])[0]
+
+
+def randaugment(images, generator, *, num_ops=2, level=9 / 30):
+    """RandAugment (Cubuk et al., arXiv:1909.13719): num_ops operations, one after the other, of one
+    strength; ranges as in torchvision."""
+    side = images.shape[-1]
+    for _ in range(num_ops):
+        op = torch.randint(N_OPS, (len(images),), generator=generator)
+        strength = torch.full((len(images),), level)
+        ranges = dict(shear=0.3, shift=150 / 331 * side, degrees=30, factor=0.9, bits=4)
+        images = apply_ops(images, op, magnitudes(op, strength, generator, **ranges))
+    return images
+
+
+def trivialaugment(images, generator):
+    """TrivialAugment, wide (Mueller & Hutter, arXiv:2103.10158): one operation of a random strength;
+    ranges as in torchvision, shifts in proportion to the image."""
+    op = torch.randint(N_OPS, (len(images),), generator=generator)
+    strength = torch.randint(31, (len(images),), generator=generator) / 30
+    ranges = dict(shear=0.99, shift=min(32, images.shape[-1]), degrees=135, factor=0.99, bits=6)
+    return apply_ops(images, op, magnitudes(op, strength, generator, **ranges))
+
+
+def random_erasing(images, generator, *, probability, value):
+    """Some images lose a rectangle of 2 to 33 % of the area, sides in a ratio of 0.3 to 3.3, to
+    `value` (a number a channel). (Zhong et al., arXiv:1708.04896, algorithm 1; a rectangle that is
+    too long for the image is cut to its side.)"""
+    B, _, H, W = images.shape
+    area = uniform(B, 0.02, 0.33, generator) * H * W
+    ratio = uniform(B, math.log(0.3), math.log(3.3), generator).exp()
+    height, width = ((area * ratio).sqrt().round().clamp(1, H), (area / ratio).sqrt().round().clamp(1, W))
+    top = (torch.rand(B, generator=generator) * (H - height + 1)).floor()
+    left = (torch.rand(B, generator=generator) * (W - width + 1)).floor()
+    chosen = torch.rand(B, generator=generator) < probability
+    rows, columns = torch.arange(H), torch.arange(W)
+    in_rows = (rows >= top[:, None]) & (rows < (top + height)[:, None]) & chosen[:, None]  # B x H
+    in_columns = (columns >= left[:, None]) & (columns < (left + width)[:, None])
+    box = in_rows.to(images.device)[:, None, :, None] & in_columns.to(images.device)[:, None, None, :]
+    return torch.where(box, images.new_tensor(value).view(1, -1, 1, 1), images)
 
 
 POLICIES = {
@@ -52,4 +216,6 @@ POLICIES = {
     "crop": lambda images, generator: crop_and_flip(images, generator, flip=False),
     "crop-flip": crop_and_flip,
     "affine": random_affine,
+    "randaugment": lambda images, generator: randaugment(crop_and_flip(images, generator), generator),
+    "trivialaugment": lambda images, generator: trivialaugment(crop_and_flip(images, generator), generator),
 }

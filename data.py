@@ -217,7 +217,7 @@ class TensorBatches:
         self.images, self.labels = images, labels  # uint8 n x C x H x W, int64 n
         self.batch_size, self.img_size, self.mean, self.std = batch_size, img_size, mean, std
         self.augment, self.seed = augment, seed
-        self.generator = torch.Generator(images.device)
+        self.generator = torch.Generator()
         self.set_epoch(0)
 
     def __len__(self):
@@ -235,9 +235,8 @@ class TensorBatches:
 
     def __iter__(self):
         n, device = len(self.labels), self.images.device
-        order = torch.arange(n, device=device)
-        if self.augment:
-            order = torch.randperm(n, generator=self._random(self.epoch), device=device)
+        order = torch.randperm(n, generator=self._random(self.epoch)) if self.augment else torch.arange(n)
+        order = order.to(device)
         for batch in range(self.start, len(self)):
             chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             images = self.images[chosen].float() / 255

@@ -1,0 +1,213 @@
+"""Our own files, the foreign layouts, and what is refused."""
+
+import os
+import pickle
+
+import pytest
+import torch
+from conftest import assert_refused, run
+from PIL import Image
+from test_model import scramble
+from torch import nn
+
+import checkpoint
+from config import TrainConfig, UserError
+from model import VisionTransformer
+
+SMALL = dict(dataset="cifar10", image_size=16, n_layers=2, embed_dim=32)
+
+
+def save_small(path, **args):
+    config = TrainConfig.create(**{**SMALL, **args})
+    model = scramble(config.build_model())
+    history = [{"epoch": 1, "train_loss": 2.0}]
+    checkpoint.save(path, model, config, classes=list("abcdefghij"), mean=[0.4] * 3, std=[0.2] * 3, history=history)
+    return model
+
+
+def test_a_file_says_everything_of_itself(tmp_path):
+    model = save_small(tmp_path / "best.pt", head="mlp", pool="mean")
+    for path in (tmp_path / "best.pt", tmp_path):  # a file, or a run's folder
+        found = checkpoint.load(path)
+        images = torch.randn(2, 3, 16, 16)
+        assert torch.equal(found.model(images), model(images))
+        assert not found.model.training
+        assert found.classes == tuple("abcdefghij") and found.mean == (0.4,) * 3 and found.std == (0.2,) * 3
+        assert found.history == [{"epoch": 1, "train_loss": 2.0}]
+        assert found.config.depth == 2 and found.config.head == "mlp"
+
+
+def test_predict_is_the_model_on_the_normalised_image(tmp_path):
+    model = save_small(tmp_path / "best.pt")
+    found = checkpoint.load(tmp_path / "best.pt")
+    image = Image.effect_noise((16, 16), 80).convert("RGB")
+    pixels = torch.tensor(list(image.getdata())).view(16, 16, 3).permute(2, 0, 1) / 255
+    shares = model((pixels[None] - 0.4) / 0.2).softmax(-1)[0]
+    guesses = found.predict(image)
+    assert len(guesses) == 5 and [share for _, share in guesses] == sorted((s for _, s in guesses), reverse=True)
+    for name, share in guesses:
+        assert share == pytest.approx(shares["abcdefghij".index(name)].item(), abs=1e-5)
+    assert sum(share for _, share in found.predict(image, top=99)) == pytest.approx(1)
+
+
+def test_weights_in_half_precision_are_read(tmp_path):
+    model = save_small(tmp_path / "a.pt")
+    contents = torch.load(tmp_path / "a.pt", weights_only=True)
+    contents["model"] = {name: value.half() for name, value in contents["model"].items()}
+    torch.save(contents, tmp_path / "half.pt")
+    images = torch.randn(2, 3, 16, 16)
+    found = checkpoint.load(tmp_path / "half.pt")
+    torch.testing.assert_close(found.model(images), model(images), atol=0.02, rtol=0)
+
+
+# ---------------------------------------------------------------------------------- foreign layouts
+
+
+class TeachingBlock(nn.Module):
+    """An encoder block with the names of the teaching layout, written from its description."""
+
+    def __init__(self, width, hidden, heads):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = nn.Module()
+        for name in ("queries", "keys", "values", "out_projection"):
+            setattr(self.attention, name, nn.Linear(width, width))
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.heads = heads
+
+    def forward(self, x):
+        a, y = self.attention, self.norm1(x)
+        heads = []
+        for q, k, v in zip(*(part(y).chunk(self.heads, dim=-1) for part in (a.queries, a.keys, a.values))):
+            heads.append(torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, dim=-1) @ v)
+        x = x + a.out_projection(torch.cat(heads, dim=-1))
+        return x + self.fc2(nn.functional.gelu(self.fc1(self.norm2(x))))
+
+
+class Teaching(nn.Module):
+    def __init__(self, width=24, patches=16, patch=4, layers=2, heads=4, classes=10):
+        super().__init__()
+        self.embedding = nn.Module()
+        self.embedding.conv1 = nn.Conv2d(3, width, patch, stride=patch)
+        self.embedding.pos_embedding = nn.Parameter(torch.randn(1, patches, width))
+        self.embedding.cls_token = nn.Parameter(torch.randn(1, 1, width))
+        self.encoder = nn.ModuleList(TeachingBlock(width, 2 * width, heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.classifier = nn.Module()
+        self.classifier.fc1, self.classifier.fc2 = nn.Linear(width, width), nn.Linear(width, classes)
+
+    def forward(self, images):
+        x = self.embedding.conv1(images).flatten(2).mT + self.embedding.pos_embedding
+        x = torch.cat([self.embedding.cls_token.expand(len(x), -1, -1), x], dim=1)
+        for block in self.encoder:
+            x = block(x)
+        return self.classifier.fc2(torch.tanh(self.classifier.fc1(self.norm(x)[:, 0])))
+
+
+def test_the_teaching_layout_is_recognised(tmp_path):
+    theirs = scramble(Teaching())
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pt")
+    found = checkpoint.load(tmp_path / "theirs.pt", dataset="cifar10")
+    images = torch.randn(3, 3, 16, 16) * 0.3
+    torch.testing.assert_close(found.model(images), theirs(images), atol=1e-5, rtol=1e-5)
+    assert found.mean == found.std == (0.5,) * 3
+    assert found.classes[3] == "cat"
+    assert found.model.norm.eps == 1e-5
+    assert any("--n_attention_heads" in note for note in found.notes)  # 4 was a guess, and it says so
+
+    six = scramble(Teaching(heads=6))
+    torch.save({"state_dict": {f"module.{k}": v for k, v in six.state_dict().items()}}, tmp_path / "six.pt")
+    found = checkpoint.load(tmp_path / "six.pt", num_heads=6)
+    torch.testing.assert_close(found.model(images), six(images), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("args", [dict(), dict(global_pool="avg"), dict(no_embed_class=True), dict(qkv_bias=False)])
+def test_timms_layout_is_recognised(tmp_path, args):
+    timm_vit = pytest.importorskip("timm.models.vision_transformer")
+    theirs = scramble(
+        timm_vit.VisionTransformer(
+            img_size=32, patch_size=8, num_classes=100, embed_dim=48, depth=2, num_heads=3, **args
+        )
+    )
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pt")
+    found = checkpoint.load(tmp_path / "theirs.pt", num_heads=3, dataset="cifar100")
+    images = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(found.model(images), theirs(images), atol=1e-4, rtol=0)
+    assert found.config.mlp_ratio == 4 and found.classes[0] == "apple"
+
+
+def test_what_contradicts_the_file_is_an_error(tmp_path):
+    torch.save(scramble(Teaching()).state_dict(), tmp_path / "theirs.pt")
+    save_small(tmp_path / "ours.pt")
+    for name, given, words in (
+        ("theirs.pt", dict(embed_dim=64), ("--embed_dim 64", "24")),
+        ("theirs.pt", dict(pool="mean"), ("--pool mean", "cls")),
+        ("theirs.pt", dict(num_heads=5), ("5 heads", "24")),
+        ("theirs.pt", dict(dataset="cifar100"), ("cifar100", "100", "10")),
+        ("ours.pt", dict(depth=7), ("--n_layers 7", "2")),
+        ("ours.pt", dict(dataset="digits"), ("digits", "cifar10")),
+    ):
+        with pytest.raises(UserError) as caught:
+            checkpoint.load(tmp_path / name, **given)
+        assert all(word in str(caught.value) for word in words), caught.value
+    assert checkpoint.load(tmp_path / "ours.pt", depth=2, dataset="cifar10").config.depth == 2
+
+
+# ---------------------------------------------------------------------------------------- bad files
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch ran",)
+
+
+def test_bad_checkpoints_are_refused(tmp_path):
+    save_small(tmp_path / "whole.pt")
+    blob = (tmp_path / "whole.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(blob[: len(blob) // 2])
+    (tmp_path / "empty.pt").touch()
+    (tmp_path / "text.pt").write_text("hello")
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "other.pt")
+    torch.save(nn.Linear(2, 2), tmp_path / "module.pt")
+    torch.save(Evil(), tmp_path / "evil.pt")
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Evil()))
+    torch.save([1, 2], tmp_path / "list.pt")
+    state = scramble(Teaching()).state_dict()
+    del state["encoder.1.fc2.bias"]
+    torch.save(state, tmp_path / "lacking.pt")
+    for name, word in (
+        ("no.pt", "does not exist"),
+        ("cut.pt", "no whole checkpoint"),
+        ("empty.pt", "no whole checkpoint"),
+        ("text.pt", "refused"),
+        ("other.pt", "another architecture"),
+        ("module.pt", "state_dict()"),
+        ("evil.pt", "refused and was not run"),
+        ("evil.pkl", "refused and was not run"),
+        ("list.pt", "list"),
+        ("lacking.pt", "encoder.1.fc2.bias"),
+    ):
+        done = run("test.py", "--model_path", tmp_path / name, "--dataset", "cifar10", cwd=tmp_path)
+        assert_refused(done, tmp_path / name, word)
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "output").exists()
+
+
+def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
+    save_small(tmp_path / "a.pt")
+    before = (tmp_path / "a.pt").read_bytes()
+
+    def full(fd):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left.*intact"):
+        save_small(tmp_path / "a.pt")
+    assert (tmp_path / "a.pt").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_foreign_models_are_our_class(tmp_path):
+    torch.save(scramble(Teaching()).state_dict(), tmp_path / "theirs.pt")
+    assert isinstance(checkpoint.load(tmp_path / "theirs.pt").model, VisionTransformer)

@@ -1,0 +1,265 @@
+"""Real digits, real CIFAR, real image files."""
+
+import functools
+import http.server
+import tarfile
+import threading
+
+import numpy as np
+import pytest
+import torch
+from conftest import assert_refused, run
+from PIL import Image
+from torchvision import datasets
+
+import data
+from config import TrainConfig, UserError
+
+
+def raw(batches):
+    """All images of a split as they lie in memory, and the labels."""
+    return batches.images, batches.labels
+
+
+# ------------------------------------------------------------------------------------------ splits
+
+
+def test_digits_test_split_is_fixed_and_stratified():
+    from sklearn.datasets import load_digits
+
+    splits = [data.load(TrainConfig.create(dataset="digits", seed=seed)) for seed in (0, 7)]
+    for sets in splits:
+        assert [len(s.labels) for s in (sets.train, sets.val, sets.test)] == [1293, 144, 360]
+        assert sets.test.labels.bincount().tolist() == [36, 36, 35, 37, 36, 37, 36, 36, 35, 36]
+    assert torch.equal(raw(splits[0].test)[0], raw(splits[1].test)[0])
+    assert not torch.equal(raw(splits[0].val)[0], raw(splits[1].val)[0])
+
+    # nothing is lost, nothing is in two splits: train, val and test are the whole set
+    everything = torch.cat([raw(s)[0] for s in (splits[0].train, splits[0].val, splits[0].test)]).flatten(1)
+    expected = (load_digits().data * 255 / 16).round()
+    assert sorted(map(bytes, everything.numpy())) == sorted(map(bytes, expected.astype(np.uint8)))
+
+
+def test_validation_is_seeded_stratified_and_may_be_empty():
+    def val(**args):
+        return data.load(TrainConfig.create(dataset="digits", **args)).val
+
+    assert torch.equal(val(seed=3).images, val(seed=3).images)
+    counts = val(val_split=0.5).labels.bincount()
+    assert counts.min() >= 70 and counts.max() <= 74
+    assert val(val_split=0.0) is None
+
+
+def test_a_subset_is_stratified_and_checked():
+    sets = data.load(TrainConfig.create(dataset="digits", num_train_images=200, num_test_images=20))
+    assert len(sets.train.labels) == 180 and len(sets.val.labels) == 20
+    assert sets.test.labels.bincount().tolist() == 10 * [2]
+    with pytest.raises(UserError, match="9999.*360"):
+        data.load(TrainConfig.create(dataset="digits", num_test_images=9999))
+
+
+def test_cifar_is_what_torchvision_reads(cifar_root):
+    for name, official in (("cifar10", datasets.CIFAR10), ("cifar100", datasets.CIFAR100)):
+        sets = data.load(TrainConfig.create(dataset=name, data_path=str(cifar_root), augment="none", batch_size=500))
+        theirs = official(cifar_root, train=False)
+        assert sets.classes == tuple(theirs.classes)
+        images, labels = next(iter(sets.test))
+        assert labels.tolist() == theirs.targets[:500] and labels.dtype == torch.int64
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (sets.mean, sets.std))
+        for i in (0, 123):
+            pixels = (images[i] * std + mean) * 255
+            np.testing.assert_allclose(pixels.permute(1, 2, 0).numpy(), theirs.data[i], atol=1e-3)
+        everything = torch.cat([images for images, _ in sets.train])
+        assert len(everything) == 45_000
+        np.testing.assert_allclose(everything.mean((0, 2, 3)), 0, atol=0.01)
+        np.testing.assert_allclose(everything.std((0, 2, 3)), 1, atol=0.01)
+
+
+# ----------------------------------------------------------------------------------------- batches
+
+
+def test_batches_follow_from_seed_epoch_and_place_alone():
+    def batches(seed=0, epoch=0, start=0):
+        loader = data.load(TrainConfig.create(dataset="digits", seed=seed)).train
+        loader.set_epoch(epoch, start)
+        return list(loader)
+
+    whole, tail = batches(epoch=2), batches(epoch=2, start=30)
+    assert len(whole) == 41 and len(tail) == 11
+    assert sum(len(labels) for _, labels in whole) == 1293
+    for (a, b), (c, d) in zip(whole[30:], tail):
+        assert torch.equal(a, c) and torch.equal(b, d)
+    assert not torch.equal(whole[0][1], batches(epoch=3)[0][1])
+    assert not torch.equal(whole[0][0], batches(epoch=2, seed=1)[0][0])
+
+
+def test_an_epoch_has_every_image_once():
+    loader = data.load(TrainConfig.create(dataset="digits", augment="none")).train
+    seen = torch.cat([images for images, _ in loader])
+    expected = data.normalise(loader.images / 255, loader.mean, loader.std)
+    assert sorted(map(bytes, seen.numpy())) == sorted(map(bytes, expected.numpy()))
+
+
+def test_images_are_resized_and_converted_in_the_batch():
+    config = TrainConfig.create(dataset="digits", image_size=16, n_channels=3)
+    sets = data.load(config)
+    images, _ = next(iter(sets.test))
+    assert images.shape == (32, 3, 16, 16)
+    grey = images * torch.tensor(sets.std).view(3, 1, 1) + torch.tensor(sets.mean).view(3, 1, 1)
+    torch.testing.assert_close(grey[:, 0], grey[:, 2])
+    pixels = Image.fromarray(sets.test.images[0, 0].numpy()).resize((16, 16), Image.Resampling.BILINEAR)
+    np.testing.assert_allclose(grey[0, 0].numpy() * 255, np.asarray(pixels), atol=1)
+
+    rgb = torch.randint(256, (2, 3, 5, 5), dtype=torch.uint8)
+    luma = [Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L") for image in rgb]
+    ours = data.as_channels(rgb, 1)[:, 0].numpy().astype(int)
+    assert abs(ours - np.stack([np.asarray(image) for image in luma])).max() <= 1
+
+
+# ---------------------------------------------------------------------------------------- download
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A web server on this machine: (its address, the folder it serves)."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_port}", folder
+        httpd.shutdown()
+
+
+def test_cifar_is_downloaded_whole_or_not_at_all(cifar_root, server, tmp_path, monkeypatch):
+    address, served = server
+    archive = served / "cifar-10-python.tar.gz"
+    with tarfile.open(archive, "w:gz", compresslevel=1) as tar:
+        tar.add(cifar_root / "cifar-10-batches-py", "cifar-10-batches-py")
+    monkeypatch.setattr(datasets.CIFAR10, "url", f"{address}/{archive.name}")
+    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", data._md5(archive))
+
+    root = tmp_path / "data"
+    data.download_cifar("cifar10", root)
+    assert [path.name for path in root.iterdir()] == ["cifar-10-batches-py"]
+    assert len(data.read_cifar("cifar10", root, train=False)[1]) == 10_000
+
+    # an archive that was put there by hand is used without a network
+    monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:9/none")
+    by_hand = tmp_path / "by_hand"
+    by_hand.mkdir()
+    archive.rename(by_hand / archive.name)
+    data.download_cifar("cifar10", by_hand)
+    assert (by_hand / "cifar-10-batches-py" / "test_batch").exists()
+
+    # a damaged one is named, and nothing is unpacked
+    (by_hand / archive.name).write_bytes(b"half of it")
+    (by_hand / "cifar-10-batches-py").rename(tmp_path / "aside")
+    with pytest.raises(UserError, match=f"{archive.name} is damaged"):
+        data.download_cifar("cifar10", by_hand)
+    assert [path.name for path in by_hand.iterdir()] == [archive.name]
+
+
+def test_without_a_network_one_line_says_what_to_do(tmp_path):
+    env = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "PATH": "/usr/bin:/bin"}
+    done = run("data.py", "cifar100", "--data_path", tmp_path / "d", env=env)
+    assert_refused(done, "cifar100", tmp_path / "d" / "cifar-100-python.tar.gz", "--dataset digits")
+    assert list((tmp_path / "d").iterdir()) == []
+
+
+def test_a_damaged_batch_is_named_and_not_opened(cifar_root, tmp_path):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for file in (cifar_root / "cifar-10-batches-py").iterdir():
+        (folder / file.name).symlink_to(file)
+    bad = folder / "data_batch_3"
+    bad.unlink()
+    bad.write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "ran").encode() + b"'\ntR.")
+    done = run("train.py", "--data_path", tmp_path, "--epochs", 1, cwd=tmp_path)
+    assert_refused(done, bad, "damaged", "python data.py cifar10")
+    bad.unlink()
+    assert_refused(run("train.py", "--data_path", tmp_path, "--epochs", 1, cwd=tmp_path), bad, "missing")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cifar-10-batches-py"]
+
+
+# ------------------------------------------------------------------------------------ single images
+
+
+def quarters(mode="RGB"):
+    """40 x 20: red and green on top, blue and white below."""
+    image = Image.new("RGB", (40, 20))
+    for colour, place in (("red", (0, 0)), ("lime", (20, 0)), ("blue", (0, 10)), ("white", (20, 10))):
+        image.paste(colour, (*place, place[0] + 20, place[1] + 10))
+    return image.convert(mode)
+
+
+def corners(image):
+    w, h = image.size
+    return [image.getpixel(place) for place in ((2, 2), (w - 3, 2), (2, h - 3), (w - 3, h - 3))]
+
+
+RED, LIME, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def close(ours, expected, by=3):
+    return np.abs(np.array(ours, dtype=int) - np.array(expected)).max() <= by
+
+
+@pytest.mark.parametrize("mode, suffix", [("RGB", "png"), ("P", "png"), ("RGB", "bmp"), ("CMYK", "tif")])
+def test_every_kind_of_image_is_read_as_rgb(tmp_path, mode, suffix):
+    path = tmp_path / f"a.{suffix}"
+    quarters().quantize(8).save(path) if mode == "P" else quarters(mode).save(path)
+    image = data.open_image(path)
+    assert image.mode == "RGB" and close(corners(image), [RED, LIME, BLUE, WHITE])
+
+
+def test_exif_rotation_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored turned: to be shown rotated a quarter clockwise
+    quarters().save(tmp_path / "a.png", exif=exif)
+    image = data.open_image(tmp_path / "a.png")
+    assert image.size == (20, 40) and close(corners(image), [BLUE, RED, WHITE, LIME])
+
+
+def test_transparency_is_put_on_white(tmp_path):
+    image = quarters("RGBA")
+    image.putalpha(Image.new("L", image.size, 0))
+    image.save(tmp_path / "a.png")
+    assert close(corners(data.open_image(tmp_path / "a.png")), 4 * [WHITE])
+    palette = quarters().quantize(4)
+    palette.save(tmp_path / "b.gif", transparency=palette.getpixel((2, 2)))
+    assert close(corners(data.open_image(tmp_path / "b.gif")), [WHITE, LIME, BLUE, WHITE])
+
+
+def test_sixteen_bits_are_scaled_and_the_first_frame_is_taken(tmp_path):
+    values = np.array([[0, 257 * 100], [257 * 200, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    image = data.open_image(tmp_path / "a.png")
+    assert [image.getpixel((x, y)) for y in (0, 1) for x in (0, 1)] == [(v, v, v) for v in (0, 100, 200, 255)]
+    quarters().save(tmp_path / "b.gif", save_all=True, append_images=[Image.new("RGB", (40, 20), "black")])
+    assert close(corners(data.open_image(tmp_path / "b.gif")), [RED, LIME, BLUE, WHITE])
+
+
+def test_short_side_is_fitted_antialiased_and_the_middle_kept():
+    stripes = np.zeros((100, 300, 3), np.uint8)
+    stripes[:, 100:200] = 255  # white in the middle third, which alone should remain
+    stripes[::2, 100:200] = 0  # in lines of one pixel, which antialiasing makes grey
+    square = np.asarray(data.square(Image.fromarray(stripes), 10))
+    assert square.shape == (10, 10, 3)
+    assert np.abs(square[1:-1, 1:-1].astype(int) - 127).max() < 16
+
+
+def test_bad_images_are_refused(tmp_path, monkeypatch):
+    whole = tmp_path / "whole.png"
+    Image.effect_noise((64, 64), 90).save(whole)
+    cut, text, empty = tmp_path / "cut.png", tmp_path / "text.png", tmp_path / "empty.png"
+    cut.write_bytes(whole.read_bytes()[:1500])
+    text.write_text("not an image")
+    empty.touch()
+    for path, word in ((cut, "truncated"), (text, "cannot identify"), (empty, "empty"), (tmp_path / "no", "exist")):
+        with pytest.raises(UserError) as caught:
+            data.open_image(path)
+        assert str(path) in str(caught.value) and word in str(caught.value)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(UserError, match="1,000 pixels"):
+        data.open_image(whole)

@@ -1,0 +1,30 @@
+"""metrics.py on numbers worked out by hand."""
+
+import pytest
+
+import metrics
+
+
+def test_wilson_interval():
+    # Wilson's formula with z = 1.959964 for 8 of 10
+    z, p, n = 1.959964, 0.8, 10
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    assert metrics.wilson_interval(8, 10) == pytest.approx([middle - half, middle + half], abs=1e-6)
+    low, high = metrics.wilson_interval(10, 10)
+    assert 0.6 < low < 0.8 and high == 1
+
+
+def test_summary_and_table_and_confusion():
+    labels, predictions = [0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 1, 0]
+    result = metrics.summary(labels, predictions, 0.5)
+    f1 = [2 / 3, 4 / 5, 0]
+    assert result["accuracy"] == pytest.approx(4 / 6) and result["n"] == 6 and result["loss"] == 0.5
+    assert result["f1_macro"] == pytest.approx(sum(f1) / 3)
+    assert result["f1_weighted"] == pytest.approx((3 * f1[0] + 2 * f1[1] + f1[2]) / 6)
+    assert result["ci95"] == metrics.wilson_interval(4, 6)
+    rows = metrics.per_class(labels, predictions, ["a", "b", "c", "never"])
+    assert [row["f1"] for row in rows] == pytest.approx([*f1, 0])
+    assert rows[1] == {"class": "b", "precision": pytest.approx(2 / 3), "recall": 1.0, "f1": pytest.approx(0.8), "n": 2}
+    assert rows[3]["n"] == 0
+    assert metrics.confusion(labels, predictions, 3).tolist() == [[2, 1, 0], [0, 2, 0], [1, 0, 0]]

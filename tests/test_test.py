@@ -1,0 +1,114 @@
+"""test.py: its three modes on a model that train.py made, and what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import assert_refused, run
+from PIL import Image
+
+import checkpoint
+import data
+from config import TrainConfig
+
+MODEL = ["--model_path", "model/vit-layer4-8-digits"]
+
+
+@pytest.fixture(scope="module")
+def root(digits_run):
+    return digits_run[0]
+
+
+def output(root):
+    return root / "output" / "vit-layer4-8-digits" / "test"
+
+
+def test_the_whole_split(root):
+    done = run("test.py", *MODEL, cwd=root)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((output(root) / "report.json").read_text())
+    counts = np.array(report["confusion"])
+    assert counts.sum() == 360 and counts.trace() / 360 == report["test"]["accuracy"]
+    assert counts.sum(axis=1).tolist() == [36, 36, 35, 37, 36, 37, 36, 36, 35, 36]
+    for i, row in enumerate(report["per_class"]):
+        assert row["recall"] == pytest.approx(counts[i, i] / counts[i].sum())
+        assert f"{row['f1']:.4f}" in done.stdout
+    assert report["test"]["f1_macro"] == pytest.approx(np.mean([row["f1"] for row in report["per_class"]]))
+    assert " ".join(f"{count:5d}" for count in counts[3]) in done.stdout
+    assert "output/vit-layer4-8-digits/test/confusion_matrix.png" in done.stdout
+    Image.open(output(root) / "confusion_matrix.png").verify()
+
+
+def test_a_part_of_it(root):
+    done = run("test.py", *MODEL, "--num_test_images", 50, "--output_path", "elsewhere", cwd=root)
+    assert done.returncode == 0 and "50 images" in done.stdout
+    assert (root / "elsewhere/vit-layer4-8-digits/test/report.json").exists()
+
+
+@pytest.mark.parametrize("index", [0, 1, 359])
+def test_one_image_of_it(root, index):
+    done = run("test.py", *MODEL, "--mode", "cifar-single", "--index", index, "--no_image", cwd=root)
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads((output(root) / f"index-{index}.json").read_text())
+    found = checkpoint.load(root / "model/vit-layer4-8-digits")
+    sets = data.load(TrainConfig.create(dataset="digits"))
+    assert numbers["true"] == str(sets.test.labels[index].item())
+    images = data.normalise(sets.test.images[index : index + 1] / 255, sets.mean, sets.std)
+    shares = found.model(images).softmax(-1)[0]
+    for guess in numbers["top"]:
+        assert guess["probability"] == pytest.approx(shares[int(guess["class"])].item(), abs=1e-5)
+    picture = f"output/vit-layer4-8-digits/test/index-{index}.png"
+    assert picture in done.stdout
+    with Image.open(root / picture) as image:
+        assert len(image.convert("RGB").getcolors(1 << 20)) > 50
+
+
+def test_my_own_images_and_a_bad_one_among_them(root, tmp_path):
+    digits, labels = data.read_digits(None, train=False)
+    for i in range(3):
+        enlarged = Image.fromarray(digits[i, 0].numpy()).resize((80, 80), Image.Resampling.BILINEAR)
+        enlarged.save(tmp_path / f"digit{i}.png")
+    (tmp_path / "broken.jpg").write_text("no")
+    (tmp_path / "notes.txt").write_text("not looked at")
+    done = run("test.py", *MODEL, "--mode", "custom", "--image_path", tmp_path, "--no_image", cwd=root)
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1 and "broken.jpg" in done.stderr
+    rows = json.loads((output(root) / "custom/predictions.json").read_text())
+    assert [row["image"].rsplit("/", 1)[1] for row in rows] == [f"digit{i}.png" for i in range(3)]
+    for row in rows:
+        assert len(row["top"]) == 5 and row["top"][0]["probability"] > 0.1
+    for i in range(3):
+        assert (output(root) / f"custom/digit{i}.png.png").exists()
+
+    alone = run("test.py", *MODEL, "--mode", "custom", "--image_path", tmp_path / "digit0.png", "--no_image", cwd=root)
+    assert alone.returncode == 0 and alone.stdout.splitlines()[0].startswith(f"{tmp_path / 'digit0.png'}: ")
+    refused = run("test.py", *MODEL, "--mode", "custom", "--image_path", tmp_path / "broken.jpg", cwd=root)
+    assert_refused(refused, "broken.jpg", "cannot be read")
+
+
+def test_flags_of_the_architecture_are_checked_not_needed(root):
+    fine = run("test.py", *MODEL, "--n_layers", 4, "--patch_size", 2, "--image_size", 8, cwd=root)
+    assert fine.returncode == 0, fine.stderr
+    assert_refused(run("test.py", *MODEL, "--n_layers", 12, cwd=root), "--n_layers 12", "4")
+    assert_refused(run("test.py", *MODEL, "--dataset", "cifar10", cwd=root), "cifar10", "digits")
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ([], ["model/vit-layer12-32-cifar10", "python train.py --n_layers 12"]),
+        (["--mode", "custom"], ["--image_path"]),
+        (["--mode", "custom", "--image_path", "nowhere.png"], ["nowhere.png"]),
+        (["--mode", "cifar100"], ["cifar100", "cifar-single"]),
+        ([*MODEL, "--mode", "cifar-single", "--index", 360], ["360", "0 to 359"]),
+        ([*MODEL, "--mode", "cifar-single", "--index", -1], ["-1", "0 to 359"]),
+        ([*MODEL, "--index", "one"], ["one", "whole number"]),
+        ([*MODEL, "--device", "tpu"], ["tpu", "cpu"]),
+        ([*MODEL, "--num_test_images", 361], ["361", "360"]),
+        ([*MODEL, "--output_path", "model/vit-layer4-8-digits/best.pt"], ["--output_path"]),
+        (["--model_path", "model/none"], ["model/none"]),
+        ([*MODEL, "--epochs", 3], ["--epochs"]),
+    ],
+)
+def test_bad_input_is_refused(root, flags, words):
+    assert_refused(run("test.py", *flags, cwd=root), *words)

@@ -1,0 +1,242 @@
+"""train.py and engine.py: what a run leaves behind, and how it ends."""
+
+import csv
+import dataclasses
+import json
+import math
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from conftest import ROOT, assert_refused, run
+from PIL import Image
+
+import checkpoint
+import data
+import engine
+from config import TrainConfig, UserError
+
+TINY = ["--dataset", "digits", "--embed_dim", 16, "--n_layers", 1, "--num_train_images", 100]
+
+
+def test_a_run_learns_and_leaves_everything(digits_run):
+    root, done = digits_run
+    name = "vit-layer4-8-digits"
+    report = json.loads((root / "output" / name / "report.json").read_text())
+    rows = list(csv.DictReader((root / "output" / name / "metrics.csv").open()))
+
+    assert tuple(rows[0]) == engine.COLUMNS
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    assert float(rows[-1]["train_loss"]) < 0.8 * float(rows[0]["train_loss"])
+    assert report["test"]["accuracy"] > 0.5 and report["test"]["n"] == 360
+    assert report["val"]["n"] == 144 and report["train"]["n"] == 1293
+    low, high = report["test"]["ci95"]
+    assert low < report["test"]["accuracy"] < high
+    assert report["val"]["accuracy"] == max(float(row["val_accuracy"]) for row in rows)
+    assert set(report) == {
+        "name", "dataset", "command", "checkpoint", "seed", "hardware", "versions", "git_commit",
+        "parameters", "seconds", "images_per_second", "train", "val", "test",
+    }  # fmt: skip
+    assert report["command"] == "train.py --dataset digits --epochs 4"
+
+    config = yaml.safe_load((root / "output" / name / "config.yaml").read_text())
+    assert TrainConfig.create(config) == TrainConfig.create(dataset="digits", epochs=4)
+    for picture in ("graph_loss.png", "graph_accuracy.png"):
+        assert f"output/{name}/{picture}" in done.stdout
+        with Image.open(root / "output" / name / picture) as image:
+            assert len(image.convert("L").getcolors(256)) > 10
+    assert {path.name for path in (root / "model" / name).iterdir()} == {"best.pt", "last.pt"}
+    assert {path.name for path in (root / "output" / name).iterdir()} == {
+        "config.yaml", "graph_accuracy.png", "graph_loss.png", "metrics.csv", "report.json",
+    }  # fmt: skip
+    assert f"test accuracy {report['test']['accuracy']:.4f}" in done.stdout
+    assert "seed 0" in done.stdout
+
+
+def test_the_last_line_is_the_command_that_tests_it(digits_run):
+    root, done = digits_run
+    command = done.stdout.strip().splitlines()[-1]
+    assert command == "python test.py --model_path model/vit-layer4-8-digits"
+    tested = run(*command.split()[1:], cwd=root)
+    assert tested.returncode == 0, tested.stderr
+    trained = json.loads((root / "output/vit-layer4-8-digits/report.json").read_text())
+    again = json.loads((root / "output/vit-layer4-8-digits/test/report.json").read_text())
+    assert again["test"] == trained["test"]
+
+
+def test_the_same_seed_gives_the_same_run(digits_run, tmp_path):
+    root, _ = digits_run
+    done = run("train.py", "--dataset", "digits", "--epochs", 4, "--no_test", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, second = (checkpoint.read(where / "model/vit-layer4-8-digits/last.pt") for where in (root, tmp_path))
+    for name, value in first["model"].items():
+        assert torch.equal(value, second["model"][name]), name
+    assert json.loads((tmp_path / "output/vit-layer4-8-digits/report.json").read_text())["test"] is None
+
+
+def test_a_second_run_gets_another_name_and_overwrite_does_not(tmp_path):
+    def train(*more):
+        done = run("train.py", *TINY, "--epochs", 1, "--no_test", *more, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    train()
+    before = (tmp_path / "model/vit-layer1-8-digits/best.pt").read_bytes()
+    assert "called vit-layer1-8-digits-2" in train("--seed", 1)
+    assert (tmp_path / "model/vit-layer1-8-digits/best.pt").read_bytes() == before
+    train("--seed", 2, "--overwrite")
+    assert (tmp_path / "model/vit-layer1-8-digits/best.pt").read_bytes() != before
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {"vit-layer1-8-digits", "vit-layer1-8-digits-2"}
+
+
+def test_without_validation_best_is_the_newest(tmp_path):
+    done = run("train.py", *TINY, "--epochs", 2, "--val_split", 0, "--no_test", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    best, last = (checkpoint.read(tmp_path / f"model/vit-layer1-8-digits/{name}.pt") for name in ("best", "last"))
+    assert all(torch.equal(value, last["model"][name]) for name, value in best["model"].items())
+    rows = list(csv.DictReader((tmp_path / "output/vit-layer1-8-digits/metrics.csv").open()))
+    assert [row["val_loss"] for row in rows] == ["", ""]
+    assert json.loads((tmp_path / "output/vit-layer1-8-digits/report.json").read_text())["val"] is None
+
+
+def test_ctrl_c_leaves_a_usable_checkpoint(tmp_path):
+    command = [sys.executable, ROOT / "train.py", "--dataset", "digits", "--epochs", "5000"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith("epoch   2"):
+                break
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    last = tmp_path / "model/vit-layer4-8-digits/last.pt"
+    assert process.returncode == 130
+    assert len(err.strip().splitlines()) == 1 and "model/vit-layer4-8-digits/last.pt" in err
+    assert len(checkpoint.load(last).history) >= 2
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    done = run("train.py", *TINY, "--epochs", 3, "--learning_rate", 100, "--min_lr", 100, "--amp", "off",
+               "--warmup_epochs", 0, "--dropout", 0, "--weight_decay", 100, cwd=tmp_path)  # fmt: skip
+    assert_refused(done, "the loss is", "at step", "of epoch", "--learning_rate", "last.pt")
+    found = checkpoint.load(tmp_path / "model/vit-layer1-8-digits/last.pt")
+    assert all(value.isfinite().all() for value in found.model.state_dict().values())
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--patch_size", 3], ["3", "8"]),
+        (["--n_attention_heads", 3], ["3", "16"]),
+        (["--device", "tpu"], ["tpu", "cpu"]),
+        (["--device", "mps"], ["mps", "cpu"]),
+        (["--epochs", 0], ["--epochs 0"]),
+        (["--num_train_images", 99999], ["99999", "1437"]),
+        (["--val_split", 0.9, "--num_train_images", 2], ["--val_split"]),
+        (["--flag"], ["--flag"]),
+        (["--model_path", "file/x"], ["--model_path", "file/x"]),
+        (["--output_path", "file"], ["--output_path", "file"]),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(tmp_path, flags, words):
+    if "mps" in flags and torch.backends.mps.is_available():
+        pytest.skip("this machine has MPS")
+    (tmp_path / "file").touch()
+    done = run("train.py", *TINY, *flags, cwd=tmp_path)
+    assert_refused(done, *words)
+    assert not list(tmp_path.rglob("*.pt")) and not list(tmp_path.rglob("metrics.csv"))
+
+
+# ------------------------------------------------------------------------------------------ engine
+
+
+def test_schedule_is_linear_then_cosine():
+    config = TrainConfig.create(epochs=10, warmup_epochs=2, learning_rate=1e-3, min_lr=1e-5)
+    rates = [engine.learning_rate(step, steps_per_epoch=50, config=config) for step in range(500)]
+    steps = [b - a for a, b in zip(rates[:100], rates[1:100])]
+    assert min(steps) == pytest.approx(max(steps)) and 0 < rates[0] < 2e-5
+    assert max(rates) == rates[100] == 1e-3
+    assert rates[300] == pytest.approx((1e-3 + 1e-5) / 2, rel=0.01)
+    assert rates[-1] == pytest.approx(1e-5)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(
+        torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-3), T_max=399, eta_min=1e-5
+    )
+    for rate in rates[100:]:
+        assert rate == pytest.approx(theirs.get_last_lr()[0])
+        theirs.optimizer.step()
+        theirs.step()
+
+    none = dataclasses.replace(config, warmup_epochs=0)
+    assert engine.learning_rate(0, steps_per_epoch=50, config=none) == 1e-3
+    part = dataclasses.replace(config, warmup_epochs=0.5)
+    assert engine.learning_rate(25, steps_per_epoch=50, config=part) == 1e-3
+
+
+def test_weights_decay_and_norms_biases_tokens_positions_do_not():
+    config = TrainConfig.create(dataset="digits")
+    model = config.build_model()
+    groups = engine.make_optimizer(model, config).param_groups
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        spared = "norm" in name or name.endswith("bias") or name in ("cls_token", "pos_embed")
+        assert (id(parameter) not in decayed) == spared, name
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
+def test_evaluate_is_torchs_accuracy_and_loss():
+    sets = data.load(TrainConfig.create(dataset="digits", batch_size=50))
+    model = TrainConfig.create(dataset="digits").build_model()
+    result = engine.evaluate(model, sets.val)
+    images = data.normalise(sets.val.images / 255, sets.mean, sets.std)
+    with torch.no_grad():
+        logits = model.eval()(images)
+    assert result["loss"] == pytest.approx(F.cross_entropy(logits, sets.val.labels).item(), abs=1e-5)
+    assert result["accuracy"] == (logits.argmax(1) == sets.val.labels).double().mean().item()
+
+
+def test_fit_trains_any_module_with_any_loaders(tmp_path):
+    """A plain DataLoader and a model of one's own will do."""
+    sets = data.load(TrainConfig.create(dataset="digits"))
+    pairs = torch.utils.data.TensorDataset(sets.train.images.float() / 255, sets.train.labels)
+    sets.train = torch.utils.data.DataLoader(pairs, batch_size=64, shuffle=True)
+    sets.val = None
+    config = TrainConfig.create(
+        dataset="digits", epochs=2, device="cpu", no_test=True, output_path=str(tmp_path), model_path=str(tmp_path / "m")
+    )
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    report = engine.fit(model, sets, config)
+    assert report["parameters"] == 650 and report["train"]["accuracy"] > 0.2
+
+
+def test_amp_follows_the_hardware(monkeypatch):
+    cpu, cuda, mps = (torch.device(name) for name in ("cpu", "cuda", "mps"))
+    for has in (True, False):
+        monkeypatch.setattr(engine, "cpu_has_bf16", lambda has=has: has)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has)
+        expected = torch.bfloat16 if has else None
+        assert engine.pick_amp(cpu, "auto") == engine.pick_amp(cuda, "auto") == expected
+    assert engine.pick_amp(mps, "auto") is None
+    assert engine.pick_amp(cpu, "bf16") == torch.bfloat16 and engine.pick_amp(cpu, "off") is None
+
+
+def test_the_readmes_ten_lines_run(tmp_path, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    assert blocks
+    Image.effect_noise((40, 30), 90).save(tmp_path / "digit.png")
+    monkeypatch.chdir(tmp_path)
+    code = blocks[0].replace("epochs=40", "epochs=1")
+    assert code != blocks[0]
+    space = {}
+    exec(code, space)
+    assert len(space["guesses"]) == 5 and math.isclose(sum(s for _, s in space["found"].predict(space["image"], 10)), 1, abs_tol=1e-5)
+
+
+def test_a_full_disk_is_said(tmp_path):
+    config = TrainConfig.create(dataset="digits", epochs=1, model_path="/dev/full/x", output_path=str(tmp_path))
+    with pytest.raises(UserError, match="--model_path"):
+        engine.fit(config.build_model(), data.load(config), config)
