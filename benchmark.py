@@ -98,7 +98,7 @@ def main():
 
     candidates = {}
     ours = config.build_model().to(device)
-    candidates["ours"] = make_step(ours, engine.make_optimizer(ours, config), images, labels, amp)
+    candidates["ours"] = make_step(ours, engine.make_optimizers(ours, config)[0], images, labels, amp)
     plain = textbook(config).to(device)
     unfused = torch.optim.AdamW(
         plain.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, foreach=False
@@ -106,7 +106,7 @@ def main():
     candidates["textbook"] = make_step(plain, unfused, images, labels, None)
     with contextlib.suppress(ImportError):
         theirs = timm_model(config).to(device)
-        candidates["timm"] = make_step(theirs, engine.make_optimizer(theirs, config), images, labels, amp)
+        candidates["timm"] = make_step(theirs, engine.make_optimizers(theirs, config)[0], images, labels, amp)
 
     seconds = {name: [] for name in candidates}
     for number in trange(int(rounds) + 2, desc="rounds", leave=False, disable=None):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from config import FIELDS, TrainConfig, UserError, flag
 from data import DATASETS, to_batch
@@ -27,15 +28,19 @@ VERSION = 1
 
 @contextlib.contextmanager
 def replacing(path):
-    """A path beside `path` to write to; renamed onto `path` at the end, or removed at an error."""
+    """A path beside `path` to write to; renamed onto `path` at the end, or removed at an error. UserError
+    where the disk is full or the folder cannot be written; what was at `path` is intact then."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield part
         os.replace(part, path)
+    except OSError as error:
+        raise UserError(f"{path} could not be written ({error.strerror or error}); what was there is intact") from None
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def writable_folder(folder, name):
@@ -45,8 +50,8 @@ def writable_folder(folder, name):
         with replacing(folder / ".writable") as part:
             part.touch()
         (folder / ".writable").unlink()
-    except OSError as error:
-        raise UserError(f"{name}: {folder} cannot be written ({error.strerror}); choose another folder") from None
+    except UserError as error:
+        raise UserError(f"{name}: {error}; choose another folder") from None
     return folder
 
 
@@ -55,24 +60,28 @@ def save(path, model, config, *, classes, mean, std, history, **more):
 
     Raises UserError where it cannot be written; a file that was there stays as it was.
     """
-    contents = {
-        FORMAT: VERSION,
-        "model": model.state_dict(),
-        "model_args": config.model_args(),
-        "config": dataclasses.asdict(config),
-        "classes": list(classes),
-        "mean": list(mean),
-        "std": list(std),
-        "history": history,
-        **more,
-    }
-    try:
-        with replacing(path) as part, open(part, "wb") as file:
-            torch.save(contents, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{path} could not be saved ({error}); what was there before is intact") from None
+    write(
+        path,
+        {
+            FORMAT: VERSION,
+            "model": model.state_dict(),
+            "model_args": config.model_args(),
+            "config": dataclasses.asdict(config),
+            "classes": list(classes),
+            "mean": list(mean),
+            "std": list(std),
+            "history": history,
+            **more,
+        },
+    )
+
+
+def write(path, contents):
+    """Write a dict of tensors and plain values beside `path`, then rename it into place."""
+    with replacing(path) as part, open(part, "wb") as file:
+        torch.save(contents, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read(path):
@@ -181,6 +190,36 @@ def _load_ours(path, contents):
         history=contents["history"],
         contents=contents,
     )
+
+
+def load_weights(model, path):
+    """Start `model` from the weights of a checkpoint, ours or foreign (fine-tuning).
+
+    The position embedding is resized to another number of patches (section 3.2 of the paper), and a
+    head for other classes stays as it is. Returns lines that say what was used and what was not.
+    Raises UserError where nothing fits.
+    """
+    args = {"num_heads": model.blocks[0].attn.num_heads} if FORMAT not in read(path) else {}
+    found = load(path, **args)
+    theirs, ours = found.model.state_dict(), model.state_dict()
+    old, new = found.model.grid_size, model.grid_size
+    if "pos_embed" in ours and old != new:
+        split = found.model.has_cls
+        first, patches = theirs["pos_embed"][:, :split], theirs["pos_embed"][:, split:]
+        patches = patches.view(1, old, old, -1).permute(0, 3, 1, 2)
+        patches = F.interpolate(patches, size=(new, new), mode="bicubic", antialias=True)
+        theirs["pos_embed"] = torch.cat([first, patches.flatten(2).transpose(1, 2)], dim=1)
+    used = {name: value for name, value in theirs.items() if name in ours and value.shape == ours[name].shape}
+    if not any(name.startswith("blocks.") for name in used):
+        raise UserError(f"--init_from {path}: none of its blocks fits this model; give it the same width")
+    model.load_state_dict({**ours, **used})
+    left, fresh = [name for name in theirs if name not in used], [name for name in ours if name not in used]
+    lines = [*found.notes, f"--init_from {path}: {len(used)} of {len(theirs)} tensors used"]
+    if old != new:
+        lines.append(f"position embedding resized from {old} x {old} to {new} x {new} patches")
+    lines += [f"not used: {', '.join(left)}"] if left else []
+    lines += [f"fresh: {', '.join(fresh)}"] if fresh else []
+    return lines
 
 
 # -------------------------------------------------------------------------------- foreign layouts

@@ -46,7 +46,17 @@ class TrainConfig:
         None, "data", "use this many training images (default: all), validation cut from them", low=1
     )
     num_test_images: int | None = setting(None, "data", "use this many test images (default: all)", low=1)
-    augment: str | None = setting(None, "data", "default: the set's", choices=("none", "crop", "crop-flip", "affine"))
+    augment: str | None = setting(
+        None,
+        "data",
+        "randaugment and trivialaugment come after crop-flip (default: the set's)",
+        choices=("none", "crop", "crop-flip", "affine", "randaugment", "trivialaugment"),
+    )
+    random_erasing: float = setting(0.0, "data", "share of the images that lose a rectangle", low=0, high=1)
+    mixup: float = setting(0.0, "data", "alpha of mixup; 0 is off", low=0, high=100)
+    cutmix: float = setting(0.0, "data", "alpha of cutmix; 0 is off", low=0, high=100)
+    mix_prob: float = setting(1.0, "data", "share of the batches that mixup or cutmix is applied to", low=0, high=1)
+    mix_switch_prob: float = setting(0.5, "data", "share of those that get cutmix, where both are on", low=0, high=1)
 
     # --- model: the arguments of model.VisionTransformer
     img_size: int | None = setting(
@@ -66,7 +76,9 @@ class TrainConfig:
         0.1, "model", "dropout of position embedding, projection, MLP", "dropout", low=0, high=0.99
     )
     attn_drop_rate: float = setting(0.0, "model", "dropout of the attention weights", low=0, high=0.99)
-    pool: str = setting("cls", "model", "what the head sees", choices=("cls", "mean"))
+    drop_path_rate: float = setting(0.0, "model", "stochastic depth of the last block", low=0, high=0.99)
+    stem: str = setting("linear", "model", "patches, or a convolutional tokenizer", choices=("linear", "conv"))
+    pool: str = setting("cls", "model", "what the head sees", choices=("cls", "mean", "seq"))
     head: str = setting("linear", "model", "mlp: linear, tanh, linear", choices=("linear", "mlp"))
     norm_eps: float = setting(1e-6, "model", "epsilon of the layer norms", above=0, high=1)
 
@@ -77,7 +89,19 @@ class TrainConfig:
     warmup_epochs: float | None = setting(
         None, "recipe", "linear warmup, 0 or a fraction too (default: a tenth of the epochs, at most 10)", low=0
     )
-    weight_decay: float = setting(0.05, "recipe", "of AdamW; not on norms, biases, tokens, positions", low=0, high=100)
+    warmup_steps: int | None = setting(None, "recipe", "linear warmup in steps, instead of epochs", low=0)
+    weight_decay: float = setting(0.05, "recipe", "not on norms, biases, tokens and positions", low=0, high=100)
+    optimizer: str = setting(
+        "adamw", "recipe", "muon: on the blocks' matrices, AdamW elsewhere", choices=("adamw", "muon", "sgd")
+    )
+    muon_lr: float = setting(0.01, "recipe", "Muon's own peak, on the schedule of learning_rate", above=0, high=100)
+    label_smoothing: float = setting(0.0, "recipe", "share of the target spread over all classes", low=0, high=0.99)
+    clip_grad: float = setting(0.0, "recipe", "largest norm of the gradient; 0 is off", low=0, high=1e6)
+    grad_accum_steps: int = setting(1, "recipe", "batches whose gradients make one step", low=1, high=100_000)
+    ema_decay: float = setting(
+        0.0, "recipe", "of averaged weights, which are then what is evaluated", low=0, high=0.999999
+    )
+    early_stopping: int | None = setting(None, "recipe", "stop after N epochs without a lower validation loss", low=1)
 
     # --- run
     device: str = setting("auto", "run", "auto, cuda, mps or cpu")
@@ -85,13 +109,23 @@ class TrainConfig:
         "auto",
         "run",
         "auto: bf16 on CUDA and on CPUs with bf16 instructions, else off",
-        choices=("auto", "bf16", "off"),
+        choices=("auto", "bf16", "fp16", "off"),
     )
+    compile: bool = setting(False, "run", "torch.compile the model")
     seed: int = setting(0, "run", "of the split, the weights, the order and the augmentation", low=0, high=2**32 - 1)
     output_path: str = setting("./output", "run", "curves, tables and reports go to OUTPUT_PATH/NAME")
     model_path: str = setting("./model", "run", "checkpoints go to MODEL_PATH/NAME")
     folder_name: str | None = setting(None, "run", "NAME (default: vit-layer{n_layers}-{image_size}-{dataset})")
     no_test: bool = setting(False, "run", "leave the test set alone")
+    resume: str | None = setting(
+        None, "run", "auto (the run's last.pt, where there is one) or a checkpoint to go on from"
+    )
+    init_from: str | None = setting(None, "run", "a checkpoint whose weights to start from (fine-tuning)")
+    save_every_n_epochs: int | None = setting(None, "run", "keep ViT_model_{epoch}.pt that often", low=1)
+    save_every_n_steps: int | None = setting(None, "run", "write last.pt within an epoch that often", low=1)
+    log_backend: str = setting("none", "run", "curves to", choices=("tensorboard", "wandb", "both", "none"))
+    log_every_n_steps: int = setting(50, "run", "how often a step is logged; 0: epochs alone", low=0)
+    project_name: str = setting("vit-small-images", "run", "the project at Weights & Biases")
     overwrite: bool = setting(False, "run", "write over a run of the same name instead of calling this one NAME-2")
 
     @classmethod
@@ -128,7 +162,7 @@ class TrainConfig:
         self.num_classes = self.num_classes or len(info.classes)
         self.augment = self.augment or info.augment
         if self.warmup_epochs is None:
-            self.warmup_epochs = min(10.0, self.epochs / 10)
+            self.warmup_epochs = min(10.0, self.epochs / 10) if self.warmup_steps is None else 0.0
         self.folder_name = self.folder_name or f"vit-layer{self.depth}-{self.img_size}-{self.dataset}"
 
     def _check(self, info):
@@ -137,6 +171,8 @@ class TrainConfig:
             raise UserError(
                 f"--n_classes {self.num_classes}: {self.dataset} has {len(info.classes)}; leave the flag out"
             )
+        if self.warmup_steps is not None and self.warmup_epochs:
+            raise UserError("--warmup_steps and --warmup_epochs say the same thing twice; keep one")
         if self.warmup_epochs >= self.epochs:
             raise UserError(
                 f"--warmup_epochs {self.warmup_epochs:g} leaves nothing of --epochs {self.epochs}; choose fewer"
@@ -145,6 +181,14 @@ class TrainConfig:
             raise UserError(
                 f"--min_lr {self.min_lr:g} is above --learning_rate {self.learning_rate:g}; choose a smaller one"
             )
+        if (self.mixup or self.cutmix) and self.num_classes < 2:
+            raise UserError("--mixup and --cutmix need two classes to mix; leave them out")
+        if self.early_stopping and not self.val_split:
+            raise UserError("--early_stopping watches the validation loss, and --val_split 0 leaves none; raise it")
+        if self.overwrite and self.resume:
+            raise UserError("--overwrite starts anew and --resume goes on; keep one")
+        if self.init_from and self.resume and self.resume != "auto":
+            raise UserError("--init_from starts anew and --resume goes on; keep one")
         if Path(self.folder_name).name != self.folder_name or self.folder_name in (".", ".."):
             raise UserError(f"--folder_name {self.folder_name!r}: give a plain name; --output_path says where")
 

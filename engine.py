@@ -7,25 +7,34 @@ report = fit(config.build_model(), data.load(config), config)
 import contextlib
 import csv
 import importlib.metadata
+import itertools
 import json
 import math
 import platform
+import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
+from torch.optim.swa_utils import AveragedModel
+from torchvision.transforms import v2
 from tqdm import tqdm
 
 import checkpoint
 import metrics
 import plots
-from config import UserError, flag
+import tracking
+from config import FIELDS, UserError, flag
 from model import count_parameters
 
 COLUMNS = (
@@ -55,14 +64,16 @@ def cpu_has_bf16():
 
 
 def pick_amp(device, amp):
-    """The autocast dtype for `amp` ("auto", "bf16" or "off") on a device; None for float32."""
+    """The autocast dtype for `amp` ("auto", "bf16", "fp16" or "off") on a device; None for float32."""
     if amp == "auto":
         has_bf16 = {
             "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
             "cpu": cpu_has_bf16,
         }.get(device.type, lambda: False)
         amp = "bf16" if has_bf16() else "off"
-    return {"bf16": torch.bfloat16, "off": None}[amp]
+    if amp == "fp16" and device.type == "cpu":
+        raise UserError("--amp fp16 does not train on a CPU; choose bf16, off or auto")
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
 
 
 def autocast(device, dtype):
@@ -71,25 +82,76 @@ def autocast(device, dtype):
 
 
 def learning_rate(step, *, steps_per_epoch, config):
-    """The learning rate of one optimiser step, from 0: linear warmup, then a cosine down to min_lr
+    """The learning rate of one batch, counted from 0: linear warmup, then a cosine down to min_lr
     (Loshchilov & Hutter, arXiv:1608.03983, without restarts)."""
-    warmup = config.warmup_epochs * steps_per_epoch
+    warmup = config.warmup_steps if config.warmup_steps is not None else config.warmup_epochs * steps_per_epoch
     if step < warmup:
         return config.learning_rate * (step + 1) / (warmup + 1)
     done = (step - warmup) / max(1, config.epochs * steps_per_epoch - 1 - warmup)
     return config.min_lr + (config.learning_rate - config.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def make_optimizer(model, config):
-    """AdamW; no weight decay on norms, biases, tokens and positions."""
-    decayed = [p for name, p in model.named_parameters() if p.ndim >= 2 and name not in ("cls_token", "pos_embed")]
-    rest = [p for name, p in model.named_parameters() if p.ndim < 2 or name in ("cls_token", "pos_embed")]
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": rest, "weight_decay": 0.0},
+def make_optimizers(model, config):
+    """The optimisers of a model, a list: AdamW or SGD of all of it, or Muon (Jordan et al., 2024) of
+    the blocks' matrices and AdamW of the rest. No weight decay on norms, biases, tokens, positions.
+    A group's "scale" is its learning rate over the schedule's."""
+    decayed, spared, matrices = [], [], []
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2 or name in ("cls_token", "pos_embed"):
+            spared.append(parameter)
+        elif config.optimizer == "muon" and name.startswith("blocks.") and parameter.ndim == 2:
+            matrices.append(parameter)
+        else:
+            decayed.append(parameter)
+    rest = [
+        {"params": decayed, "weight_decay": config.weight_decay, "scale": 1.0},
+        {"params": spared, "weight_decay": 0.0, "scale": 1.0},
     ]
-    fused = decayed[0].device.type in ("cpu", "cuda", "mps")
-    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)
+    rest = [group for group in rest if group["params"]]
+    if config.optimizer == "sgd":
+        return [torch.optim.SGD(rest, lr=config.learning_rate, momentum=0.9, nesterov=True, fused=True)]
+    optimizers = [torch.optim.AdamW(rest, lr=config.learning_rate, fused=True)]
+    if config.optimizer == "muon":
+        if not matrices:
+            raise UserError("--optimizer muon: the model has no matrices in blocks; choose adamw")
+        group = {"params": matrices, "scale": config.muon_lr / config.learning_rate}
+        optimizers.append(torch.optim.Muon([group], lr=config.muon_lr, weight_decay=config.weight_decay))
+    return optimizers
+
+
+def make_average(model, decay):
+    """An exponential moving average of a model's weights (Polyak & Juditsky, 1992), which forgets
+    faster while it is young: after n updates the decay is at most (1 + n) / (10 + n)."""
+
+    def lerp(averaged, current, updates):
+        weight = 1 - min(decay, (1 + int(updates)) / (10 + int(updates)))
+        torch._foreach_lerp_(averaged, current, weight)
+
+    return AveragedModel(model, multi_avg_fn=lerp)
+
+
+def make_mix(config):
+    """mixup (arXiv:1710.09412) and cutmix (arXiv:1905.04899) of a batch, by torchvision:
+    (images, labels B) -> (images, shares B x C), or as they were; None where both are off."""
+    kinds = {v2.MixUp: (config.mixup, 1 - config.mix_switch_prob), v2.CutMix: (config.cutmix, config.mix_switch_prob)}
+    on = {kind(alpha=alpha, num_classes=config.num_classes): share for kind, (alpha, share) in kinds.items() if alpha}
+    if not on:
+        return None
+    return v2.RandomApply([v2.RandomChoice(list(on), p=list(on.values()) if len(on) > 1 else None)], p=config.mix_prob)
+
+
+def try_compile(model, images, amp):
+    """The model compiled, or, with one line that says why, as it was."""
+    try:
+        compiled = torch.compile(model)
+        with torch.no_grad(), autocast(images.device, amp):
+            compiled(images)
+        return compiled
+    except Exception as error:  # whatever the compiler and its tools raise
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        print(f"--compile does not work here, going on without it: {reason[0]}")
+        torch._dynamo.reset()
+        return model
 
 
 @torch.inference_mode()
@@ -113,81 +175,233 @@ def evaluate(model, batches, amp=None, title="evaluate"):
     return metrics.summary(labels, logits.argmax(-1), F.cross_entropy(logits, labels))
 
 
-def train_one_epoch(model, batches, optimizer, *, epoch, config, amp, stop, title):
-    """One pass over the training batches; (mean loss, accuracy, seconds, images), running averages.
+@dataclass
+class Progress:
+    """How far a run is: all that a checkpoint keeps of it beside tensors."""
 
-    Raises UserError at a loss that is not finite, and Stopped where `stop` says so.
+    epoch: int = 0  # finished epochs
+    step: int = 0  # finished batches of the epoch under way, and their sums:
+    loss_sum: float = 0.0
+    correct: int = 0
+    seen: int = 0
+    seconds: float = 0.0
+    history: list = field(default_factory=list)  # a dict an epoch: COLUMNS
+    best: dict | None = None  # the best epoch's validation
+    best_epoch: int = 0
+    best_loss: float = math.inf  # the lowest validation loss, and epochs since: early stopping
+    waited: int = 0
+    finished: bool = False
+    wall: float = 0.0  # seconds of the whole run, interruptions apart
+
+
+@dataclass
+class Run:
+    """Everything that changes while a model is trained; save() and restore() are exact."""
+
+    model: torch.nn.Module
+    config: Any
+    device: torch.device
+    amp: torch.dtype | None
+    optimizers: list
+    scaler: torch.amp.GradScaler
+    average: AveragedModel | None
+    progress: Progress
+    tracker: tracking.Tracker | None = None
+    forward: Any = None  # the model, compiled or not
+
+    @property
+    def evaluated(self):
+        """The weights that are validated and tested: the average, where there is one."""
+        return self.average.module if self.average else self.model
+
+    def save(self, name, sets):
+        """Write MODEL_PATH/NAME/name, from which restore() goes on exactly here."""
+        training = {
+            "progress": asdict(self.progress),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "scaler": self.scaler.state_dict(),
+            "raw_model": self.model.state_dict() if self.average else None,
+            "averaged": int(self.average.n_averaged) if self.average else 0,
+            "generators": generator_states(self.device),
+        }
+        known = dict(classes=sets.classes, mean=sets.mean, std=sets.std, history=self.progress.history)
+        path = self.config.checkpoint_folder / name
+        checkpoint.save(path, self.evaluated, self.config, **known, training=training)
+
+    def restore(self, contents):
+        training = contents["training"]
+        self.progress = Progress(**training["progress"])
+        self.evaluated.load_state_dict(contents["model"])
+        if self.average:
+            self.model.load_state_dict(training["raw_model"])
+            self.average.n_averaged.fill_(training["averaged"])
+        for optimizer, state in zip(self.optimizers, training["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        self.scaler.load_state_dict(training["scaler"])
+        set_generator_states(training["generators"], self.device)
+
+
+def generator_states(device):
+    """The state of every generator that a model or a data set may draw from."""
+    states = {"torch": torch.get_rng_state(), "python": random.getstate()}
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - the global one, which others may use
+    states["numpy"] = (kind, keys.tolist(), *rest)
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    if device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def set_generator_states(states, device):
+    torch.set_rng_state(states["torch"])
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])  # noqa: NPY002
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+    if device.type == "mps" and "mps" in states:
+        torch.mps.set_rng_state(states["mps"])
+
+
+def train_one_epoch(run, sets, stop):
+    """Train on the batches that are left of the epoch that run.progress says; (loss, accuracy) are
+    running averages over the epoch, and accuracy counts the likeliest target where two are mixed.
+
+    Raises UserError at a loss that is not finite, and Stopped, with last.pt saved, when stop() says so.
     """
-    model.train()
-    started = time.perf_counter()
-    steps = len(batches)
-    device = next(model.parameters()).device
+    config, progress, device = run.config, run.progress, run.device
+    steps, accumulate = len(sets.train), config.grad_accum_steps
+    title = f"epoch {progress.epoch + 1}/{config.epochs}"
     check_every = 1 if device.type == "cpu" else 20  # reading a loss makes an accelerator wait
-    loss_sum = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    seen, pending = 0, []
+    mix = make_mix(config)
+    parameters = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
+    run.model.train()
 
-    with tqdm(total=steps, desc=title, leave=False, disable=None, unit="batch") as bar:
-        for step, (images, labels) in enumerate(batches):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(epoch * steps + step, steps_per_epoch=steps, config=config)
+    pending = []  # (batch, loss, correct, images) not yet added to the sums
+    clock = time.perf_counter()
 
-            with autocast(device, amp):
-                logits = model(images)
-                loss = F.cross_entropy(logits, labels)
-            pending.append(loss.detach())
-            if len(pending) == check_every or step + 1 == steps:
-                for i, value in enumerate(torch.stack(pending).tolist()):
-                    if not math.isfinite(value):
-                        raise UserError(
-                            f"the loss is {value} at step {step + 2 - len(pending) + i} of epoch {epoch + 1}; "
-                            f"lower {flag('learning_rate')} (now {config.learning_rate:g}); "
-                            f"the last good checkpoint is {config.checkpoint_folder / 'last.pt'}"
-                        )
-                pending.clear()
-
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-            seen += len(labels)
-            loss_sum += loss.detach() * len(labels)
-            correct += (logits.detach().argmax(-1) == labels).sum()
-            bar.update()
-            if not bar.disable and step % 10 == 0:
-                bar.set_postfix_str(
-                    f"loss {loss_sum.item() / seen:.3f}, accuracy {correct.item() / seen:.3f}, "
-                    f"{seen / (time.perf_counter() - started):.0f} images/s"
+    def add_up():
+        nonlocal clock
+        for batch, loss, correct, n in [(b, loss.item(), correct.item(), n) for b, loss, correct, n in pending]:
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"the loss is {loss} at step {batch + 1} of epoch {progress.epoch + 1}; lower "
+                    f"{flag('learning_rate')} (now {config.learning_rate:g}); the last good checkpoint is "
+                    f"{config.checkpoint_folder / 'last.pt'}"
                 )
-            if stop():
-                raise Stopped
+            progress.loss_sum += loss * n
+            progress.correct += correct
+            progress.seen += n
+        pending.clear()
+        now = time.perf_counter()
+        progress.seconds += now - clock
+        clock = now
 
-    return loss_sum.item() / seen, correct.item() / seen, time.perf_counter() - started, seen
+    bar = tqdm(total=steps, initial=progress.step, desc=title, leave=False, disable=None, unit="batch")
+    with bar:
+        for step, (images, labels) in enumerate(batches_from(sets.train, progress), start=progress.step):
+            rate = learning_rate(progress.epoch * steps + step, steps_per_epoch=steps, config=config)
+            for optimizer in run.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * group["scale"]
+
+            targets = labels
+            if mix:
+                images, targets = mix(images, labels)
+                labels = targets.argmax(-1) if targets.ndim == 2 else targets
+            with autocast(device, run.amp):
+                logits = run.forward(images)
+                loss = F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
+            pending.append((step, loss.detach(), (logits.detach().argmax(-1) == labels).sum(), len(labels)))
+            if len(pending) == check_every:
+                add_up()
+
+            together = min(accumulate, steps - step // accumulate * accumulate)  # batches of this optimiser step
+            run.scaler.scale(loss / together).backward()
+            bar.update()
+            if (step + 1) % accumulate and step + 1 < steps:
+                continue
+            if config.clip_grad:
+                for optimizer in run.optimizers:
+                    run.scaler.unscale_(optimizer)
+                torch.nn.utils.clip_grad_norm_(parameters, config.clip_grad)
+            for optimizer in run.optimizers:
+                run.scaler.step(optimizer)
+                optimizer.zero_grad(set_to_none=True)
+            run.scaler.update()
+            if run.average:
+                run.average.update_parameters(run.model)
+
+            progress.step = step + 1
+            done = progress.epoch * steps + progress.step
+            if run.tracker and config.log_every_n_steps and done % config.log_every_n_steps == 0:
+                add_up()
+                run.tracker.scalars(
+                    done,
+                    {
+                        "step/loss": loss.item(),
+                        "step/accuracy": progress.correct / progress.seen,
+                        "step/learning_rate": rate,
+                        "step/images_per_second": progress.seen / progress.seconds,
+                    },
+                )
+            if not bar.disable and not pending and step % 10 == 0:
+                bar.set_postfix_str(
+                    f"loss {progress.loss_sum / progress.seen:.3f}, accuracy {progress.correct / progress.seen:.3f}, "
+                    f"{progress.seen / progress.seconds:.0f} images/s"
+                )
+            every = config.save_every_n_steps
+            stopping = stop()
+            if progress.step < steps and (
+                stopping or (every and progress.step // every > (step + 1 - together) // every)
+            ):
+                add_up()
+                run.save("last.pt", sets)
+                clock = time.perf_counter()  # saving is not training
+                if stopping:
+                    raise Stopped(stopping)
+        add_up()
+    return progress.loss_sum / progress.seen, progress.correct / progress.seen
+
+
+def batches_from(batches, progress):
+    """The epoch's batches from progress.step on. Ours start anywhere; of others, the first are drawn
+    and dropped."""
+    if hasattr(batches, "set_epoch"):
+        batches.set_epoch(progress.epoch, progress.step)
+        return batches
+    return itertools.islice(batches, progress.step, None)
 
 
 class Stopped(KeyboardInterrupt):
-    """Training was asked to end, and saved itself."""
+    """Training was asked to end by a signal, and saved itself; .signal is the signal's number."""
+
+    @property
+    def signal(self):
+        return self.args[0]
 
 
 @contextlib.contextmanager
 def stop_at_signal():
-    """A function that tells whether Ctrl-C was pressed. The first lets the running step finish; a
-    second one interrupts at once."""
-    asked = []
+    """A function that tells the signal by which the run was asked to end: Ctrl-C or SIGTERM; 0 as long
+    as there was none. The first lets the running step finish; a second one interrupts at once."""
+    asked, before = [0], {}
 
     def ask(number, frame):
-        asked.append(number)
-        signal.signal(number, previous)
+        asked[0] = number
+        signal.signal(number, before[number])
 
     try:
-        previous = signal.signal(signal.SIGINT, ask)
-    except ValueError:  # not the main thread
-        yield lambda: False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, ask)
+    except ValueError:  # not the main thread, which alone hears signals
+        yield lambda: 0
         return
     try:
-        yield lambda: bool(asked)
+        yield lambda: asked[0]
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # --------------------------------------------------------------------------------------- the report
@@ -250,32 +464,85 @@ def write_metrics(path, history):
     return path
 
 
+RUN_FILES = ("best.pt", "last.pt", "metrics.csv", "report.json", "config.yaml", "graph_loss.png", "graph_accuracy.png")
+
+
 def claim_folders(config):
     """Make the run's folders and see that they can be written; a run of that name is not touched:
     the new one is called NAME-2, NAME-3, ... (or, with overwrite, its files are removed)."""
 
-    def runs_in(name):
+    def files_of(name):
         folders = Path(config.model_path) / name, Path(config.output_path) / name
-        return [file for folder in folders if folder.is_dir() for file in folder.iterdir() if file.name in OURS]
+        found = [folder / file for folder in folders for file in RUN_FILES if (folder / file).is_file()]
+        return found + [file for folder in folders for file in folder.glob("ViT_model_*.pt")]
 
-    OURS = {"best.pt", "last.pt", "metrics.csv", "report.json", "config.yaml", "graph_loss.png", "graph_accuracy.png"}
     wanted, number = config.folder_name, 2
-    while not config.overwrite and runs_in(config.folder_name):
+    while not config.overwrite and files_of(config.folder_name):
         config.folder_name = f"{wanted}-{number}"
         number += 1
     if config.folder_name != wanted:
         print(f"{wanted} holds a run already: this one is called {config.folder_name} (--overwrite writes over it)")
+    make_folders(config)
+    for file in files_of(config.folder_name):
+        file.unlink()
+    shutil.rmtree(config.output_folder / "tensorboard", ignore_errors=True)
+
+
+def make_folders(config):
     checkpoint.writable_folder(config.checkpoint_folder, "--model_path")
     checkpoint.writable_folder(config.output_folder, "--output_path")
-    for file in runs_in(config.folder_name):
-        file.unlink()
+
+
+# What a resumed run must share with the one it goes on from, beside the model's arguments
+KEPT = ("dataset", "batch_size", "seed", "val_split", "num_train_images", "optimizer", "grad_accum_steps")
+
+
+def find_resume(config):
+    """The checkpoint that config.resume names, read and compared with the config; None where the run
+    starts anew. Sets the config's folders to those of the run that goes on.
+
+    Raises UserError where it does not fit: another architecture, other data, no training state.
+    """
+    if config.resume is None:
+        return None
+    path = config.checkpoint_folder / "last.pt" if config.resume == "auto" else Path(config.resume)
+    if config.resume == "auto" and not path.exists():
+        return None
+    path = path / "last.pt" if path.is_dir() else path
+    contents = checkpoint.read(path)
+    if not isinstance(contents, dict) or "training" not in contents:
+        raise UserError(f"--resume {path} holds weights without the state of a training; --init_from starts from them")
+    was = contents["config"]
+    for name in (*config.model_args(), *KEPT):
+        if was[name] != getattr(config, name):
+            raise UserError(
+                f"--resume {path}: it was trained with {flag(name)} {was[name]}, not {getattr(config, name)}; "
+                "give the same, or start anew without --resume"
+            )
+    if bool(was["ema_decay"]) != bool(config.ema_decay):
+        raise UserError(f"--resume {path}: it was trained with --ema_decay {was['ema_decay']:g}; give the same")
+    where = ("folder_name", "model_path", "output_path", "data_path", "device", "num_workers", "resume", "overwrite")
+    for name in FIELDS.keys() - set(where):
+        if name in was and was[name] != getattr(config, name):
+            print(f"resuming with {flag(name)} {getattr(config, name)}, until now {was[name]}")
+    config.model_path, config.folder_name = str(path.parent.parent), path.parent.name
+    return contents
+
+
+def check(config):
+    """Refuse, before any work, what cannot be trained: UserError."""
+    pick_amp(config.pick_device(), config.amp)
+    tracking.check(config.log_backend)
+    find_resume(config)
+    if config.init_from:
+        checkpoint.read(config.init_from)
 
 
 # -------------------------------------------------------------------------------------------- the fit
 
 
 def fit(model, sets, config):
-    """Train a model and return its report (DESIGN: one shape for all runs).
+    """Train a model and return its report.
 
     model: a VisionTransformer, or any module from images B x C x H x W to logits B x classes.
     sets: data.load's Splits; its batches may be any sized iterables of (images, labels) on the device.
@@ -283,101 +550,139 @@ def fit(model, sets, config):
 
     Writes MODEL_PATH/NAME/best.pt (on validation accuracy; without a validation split, the newest) and
     last.pt, and OUTPUT_PATH/NAME/metrics.csv, config.yaml, graph_loss.png, graph_accuracy.png and
-    report.json. Raises UserError at a loss that is not finite or a folder that cannot be written,
-    Stopped (a KeyboardInterrupt) after Ctrl-C, with last.pt saved.
+    report.json. Raises UserError at a loss that is not finite, a folder that cannot be written or a
+    checkpoint that does not fit; Stopped (a KeyboardInterrupt) after Ctrl-C or SIGTERM, with last.pt saved.
     """
-    began = time.perf_counter()
     device = config.pick_device()
     amp = pick_amp(device, config.amp)
-    claim_folders(config)
+    resumed = find_resume(config)
+    make_folders(config) if resumed else claim_folders(config)
     models, outputs = config.checkpoint_folder, config.output_folder
-    with checkpoint.replacing(outputs / "config.yaml") as part:
-        part.write_text(yaml.safe_dump(vars(config), sort_keys=False))
 
     torch.manual_seed(config.seed)
     model.to(device)
-    optimizer = make_optimizer(model, config)
-    history, best = [], None
+    if config.init_from and not resumed:
+        for line in checkpoint.load_weights(model, config.init_from):
+            print(line)
+    run = Run(
+        model=model,
+        config=config,
+        device=device,
+        amp=amp,
+        optimizers=make_optimizers(model, config),
+        scaler=torch.amp.GradScaler(device.type, enabled=amp == torch.float16),
+        average=make_average(model, config.ema_decay) if config.ema_decay else None,
+        progress=Progress(),
+    )
+    progress = run.progress
+    if resumed:
+        run.restore(resumed)
+        progress = run.progress
+        best = models / "best.pt"
+        if best.exists() and checkpoint.read(best)["training"]["progress"]["epoch"] > progress.epoch:
+            progress.best = None  # best.pt is from after the point we return to, so the next epoch replaces it
+    if progress.finished and (progress.epoch >= config.epochs or config.early_stopping):
+        print(f"{config.folder_name} is finished: {progress.epoch} epochs, {models / 'best.pt'}")
+        return json.loads((outputs / "report.json").read_text())
+    began = time.perf_counter() - progress.wall
+
+    with checkpoint.replacing(outputs / "config.yaml") as part:
+        part.write_text(yaml.safe_dump(vars(config), sort_keys=False))
     print(
         f"{config.folder_name}: {count_parameters(model):,} parameters on {describe_hardware(device)}, "
-        f"{'bf16' if amp else 'float32'}, seed {config.seed}"
+        f"{str(amp).removeprefix('torch.') if amp else 'float32'}, seed {config.seed}"
     )
+    if resumed:
+        print(f"going on after {progress.epoch} epochs and {progress.step} batches")
+    else:
+        run.save("last.pt", sets)  # so that there is one, and a full disk is found before the first epoch
+    run.forward = model
+    if config.compile:
+        run.forward = try_compile(model, next(iter(sets.train))[0], amp)
 
-    def save(name):
-        known = dict(classes=sets.classes, mean=sets.mean, std=sets.std, history=history)
-        checkpoint.save(models / name, model, config, **known)
+    steps = len(sets.train)
+    run.tracker = tracking.Tracker(config, outputs, progress.epoch * steps + progress.step)
+    with contextlib.closing(run.tracker), stop_at_signal() as stop:
+        while progress.epoch < config.epochs:
+            train_loss, train_accuracy = train_one_epoch(run, sets, stop)
+            val = evaluate(run.evaluated, sets.val, amp, "validate") if sets.val else None
 
-    save("last.pt")  # so that there is one, and a disk that is full is found before the first epoch
-    with stop_at_signal() as stop:
-        for epoch in range(config.epochs):
-            if hasattr(sets.train, "set_epoch"):
-                sets.train.set_epoch(epoch)
-            try:
-                train_loss, train_accuracy, seconds, images = train_one_epoch(
-                    model, sets.train, optimizer, epoch=epoch, config=config, amp=amp, stop=stop,
-                    title=f"epoch {epoch + 1}/{config.epochs}",
-                )  # fmt: skip
-            except Stopped:
-                save("last.pt")
-                raise
-            val = evaluate(model, sets.val, amp, "validate") if sets.val else None
-            history.append(
-                dict(
-                    epoch=epoch + 1,
-                    learning_rate=optimizer.param_groups[0]["lr"],
-                    train_loss=train_loss,
-                    train_accuracy=train_accuracy,
-                    val_loss=val and val["loss"],
-                    val_accuracy=val and val["accuracy"],
-                    seconds=round(seconds, 3),
-                    images_per_second=round(images / seconds, 1),
-                )
+            # one row of metrics.csv
+            row = dict(
+                epoch=progress.epoch + 1,
+                learning_rate=run.optimizers[0].param_groups[0]["lr"],
+                train_loss=train_loss,
+                train_accuracy=train_accuracy,
+                val_loss=val and val["loss"],
+                val_accuracy=val and val["accuracy"],
+                seconds=round(progress.seconds, 3),
+                images_per_second=round(progress.seen / progress.seconds, 1),
             )
-            write_metrics(outputs / "metrics.csv", history)
-            save("last.pt")
-            if not val or best is None or (val["accuracy"], -val["loss"]) > (best["accuracy"], -best["loss"]):
-                best, best_epoch = val, epoch + 1
-                save("best.pt")
-            words = f"epoch {epoch + 1:3d}: loss {train_loss:.4f}, accuracy {train_accuracy:.4f}"
+            progress.history.append(row)
+            write_metrics(outputs / "metrics.csv", progress.history)
+            words = f"epoch {row['epoch']:3d}: loss {train_loss:.4f}, accuracy {train_accuracy:.4f}"
             words += f"; validation {val['loss']:.4f}, {val['accuracy']:.4f}" if val else ""
-            print(f"{words}; lr {history[-1]['learning_rate']:.2e}, {images / seconds:.0f} images/s", flush=True)
+            print(f"{words}; lr {row['learning_rate']:.2e}, {row['images_per_second']:.0f} images/s", flush=True)
+            run.tracker.scalars(row["epoch"] * steps, {f"epoch/{name}": row[name] for name in COLUMNS[1:]})
+
+            # the next epoch starts from zero
+            progress.epoch, progress.step = progress.epoch + 1, 0
+            progress.loss_sum, progress.correct, progress.seen, progress.seconds = 0.0, 0, 0, 0.0
+            progress.wall = time.perf_counter() - began
+
+            # best, last and periodic checkpoints; early stopping
+            if val:
+                progress.waited = 0 if val["loss"] < progress.best_loss else progress.waited + 1
+                progress.best_loss = min(progress.best_loss, val["loss"])
+            best = progress.best
+            if not val or best is None or (val["accuracy"], -val["loss"]) > (best["accuracy"], -best["loss"]):
+                progress.best, progress.best_epoch = val, progress.epoch
+                run.save("best.pt", sets)
+            if config.save_every_n_epochs and progress.epoch % config.save_every_n_epochs == 0:
+                run.save(f"ViT_model_{progress.epoch:03d}.pt", sets)
+            run.save("last.pt", sets)
+            if config.early_stopping and progress.waited >= config.early_stopping:
+                print(f"stopped early: no lower validation loss for {progress.waited} epochs")
+                break
             if stop():
-                raise Stopped
+                raise Stopped(stop())
 
-    test = None
-    model.load_state_dict(checkpoint.read(models / "best.pt")["model"])
-    if sets.test and not config.no_test:
-        test = evaluate(model, sets.test, amp, "test")
+        # the test set, once, with the weights that validation chose
+        chosen = checkpoint.read(models / "best.pt")
+        run.evaluated.load_state_dict(chosen["model"])
+        test = evaluate(run.evaluated, sets.test, amp, "test") if sets.test and not config.no_test else None
 
-    chosen = history[best_epoch - 1]
-    n = len(sets.train.labels) if hasattr(sets.train, "labels") else images
-    running = {
-        "accuracy": chosen["train_accuracy"],
-        "ci95": metrics.wilson_interval(round(chosen["train_accuracy"] * n), n),
-        "loss": chosen["train_loss"],
-        "f1_macro": None,
-        "f1_weighted": None,
-        "n": n,
-    }
-    report = make_report(
-        name=config.folder_name,
-        dataset=config.dataset,
-        checkpoint=models / "best.pt",
-        seed=config.seed,
-        device=device,
-        model=model,
-        seconds=time.perf_counter() - began,
-        images_per_second=images * len(history) / sum(row["seconds"] for row in history),
-        train=running,
-        val=best,
-        test=test,
-    )
-    for what in ("loss", "accuracy"):
-        value = test and test[what]
-        print(plots.curve(history, what, outputs / f"graph_{what}.png", test=value, best_epoch=best_epoch))
+        row = progress.history[progress.best_epoch - 1]
+        images_an_epoch = round(row["images_per_second"] * row["seconds"])
+        report = make_report(
+            name=config.folder_name,
+            dataset=config.dataset,
+            checkpoint=models / "best.pt",
+            seed=config.seed,
+            device=device,
+            model=model,
+            seconds=time.perf_counter() - began,
+            images_per_second=images_an_epoch * len(progress.history) / sum(row["seconds"] for row in progress.history),
+            train=metrics.running(row["train_accuracy"], row["train_loss"], images_an_epoch),
+            val=progress.best,
+            test=test,
+        )
+        for what in ("loss", "accuracy"):
+            path = outputs / f"graph_{what}.png"
+            plots.curve(progress.history, what, path, test=test and test[what], best_epoch=progress.best_epoch)
+            run.tracker.picture(progress.epoch * steps, what, path)
+            print(path)
+        if test:
+            run.tracker.scalars(progress.epoch * steps, {"test/accuracy": test["accuracy"], "test/loss": test["loss"]})
     print(write_json(outputs / "report.json", report))
-    if val:
-        print(f"best epoch {best_epoch}: validation accuracy {best['accuracy']:.4f}, loss {best['loss']:.4f}")
+
+    last = checkpoint.read(models / "last.pt")
+    last["training"]["progress"]["finished"] = True
+    checkpoint.write(models / "last.pt", last)
+
+    if progress.best:
+        best = progress.best
+        print(f"best epoch {progress.best_epoch}: validation accuracy {best['accuracy']:.4f}, loss {best['loss']:.4f}")
     if test:
         low, high = test["ci95"]
         print(

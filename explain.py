@@ -1,15 +1,16 @@
-"""Attention -> maps: tensors in, tensors out.
+"""Attention -> maps: tensors in, tensors out. Shapes as in model.py."""
 
-Shapes as in model.py: attention B x L x H x N x N with CLS the first of the N tokens.
-"""
+import math
 
 
 def cls_attention(attention, layer=-1):
-    """Where the CLS token looks in one block, mean over the heads: B x G x G, each map summing to 1
-    less what CLS gives itself.
+    """Where the CLS token looks in one block, mean over the heads: B x G x G of attention
+    B x L x H x N x N; each map sums to 1 less what CLS gives itself. Without a CLS token (N is then
+    a square) it is the mean over all tokens.
 
     Raises IndexError where the model has no such layer.
     """
-    rows = attention[:, layer].mean(dim=1)[:, 0, 1:]  # B x P
-    side = round(rows.shape[-1] ** 0.5)
+    mean = attention[:, layer].mean(dim=1)  # B x N x N
+    side = math.isqrt(mean.shape[-1])
+    rows = mean.mean(dim=1) if side**2 == mean.shape[-1] else mean[:, 0, 1:]  # B x P
     return rows.reshape(-1, side, side)

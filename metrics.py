@@ -33,6 +33,12 @@ def summary(labels, predictions, loss):
     }
 
 
+def running(accuracy, loss, n):
+    """A result of which only running averages are known, as of the training images."""
+    interval = wilson_interval(round(accuracy * n), n)
+    return {"accuracy": accuracy, "ci95": interval, "loss": loss, "f1_macro": None, "f1_weighted": None, "n": n}
+
+
 def per_class(labels, predictions, classes):
     """A dict for each class: name, precision, recall, f1, n (images of that class)."""
     columns = precision_recall_fscore_support(labels, predictions, labels=range(len(classes)), zero_division=0)

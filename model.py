@@ -13,7 +13,7 @@ The model follows Dosovitskiy et al., "An Image is Worth 16x16 Words" (ICLR 2021
 section 3.1; arguments, parameter names and initialisation follow timm's VisionTransformer, so that
 weights travel between the two.
 
-Shapes: B batch, N tokens (patches, and CLS first), D width (embed_dim), H heads, L layers (depth),
+Shapes: B batch, N tokens (CLS first, then patches), D width (embed_dim), H heads, L layers (depth),
 C classes, G patches along one side, P = G * G patches.
 """
 
@@ -22,6 +22,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.ops import StochasticDepth
 
 
 def pick_device(name="auto"):
@@ -67,6 +68,42 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x):  # B x in_chans x img_size x img_size
         return self.proj(x).flatten(2).transpose(1, 2)  # B x P x D
+
+
+def sine_positions(grid_size, dim):
+    """Fixed 2-D sine-cosine position embeddings, P x D (Vaswani et al., section 3.5, a half of the
+    width for each axis; wavelengths from 2 pi to 200 pi patches)."""
+    quarter = dim // 4
+    frequencies = 100.0 ** -(torch.arange(quarter) / quarter)
+    y, x = torch.meshgrid(torch.arange(grid_size), torch.arange(grid_size), indexing="ij")
+    angles = torch.cat([y.reshape(-1, 1) * frequencies, x.reshape(-1, 1) * frequencies], dim=1)  # P x D/2
+    table = torch.cat([angles.sin(), angles.cos()], dim=1)
+    return F.pad(table, (0, dim - table.shape[1]))
+
+
+class ConvStem(nn.Module):
+    """Turns an image into tokens by convolutions instead of patches: a 3 x 3 convolution, ReLU and a
+    pooling that halves the side, as often as makes `patch_size` (the convolutional tokenizer of
+    Hassani et al., arXiv:2104.05704, section 3.3). The width doubles up to embed_dim, from 64 on.
+    """
+
+    def __init__(self, *, img_size, patch_size, in_chans, embed_dim):
+        super().__init__()
+        stages = patch_size.bit_length() - 1
+        if patch_size < 2 or patch_size != 2**stages or img_size % patch_size:
+            raise ValueError(
+                f"patch size {patch_size} with a conv stem at image size {img_size}: each stage halves the side, "
+                "so choose a power of two, from 2 on, that divides it"
+            )
+        self.grid_size = img_size // patch_size
+        widths = [in_chans, *(min(64 * 2**i, embed_dim) for i in range(stages - 1)), embed_dim]
+        layers = []
+        for before, after in zip(widths, widths[1:]):
+            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x):  # B x in_chans x img_size x img_size
+        return self.layers(x).flatten(2).transpose(1, 2)  # B x P x D
 
 
 class Attention(nn.Module):
@@ -122,22 +159,24 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm encoder block (equations 2 and 3)."""
+    """Pre-norm encoder block (equations 2 and 3), with stochastic depth (arXiv:1603.09382): in
+    training, each branch is left out for a share drop_path_rate of the images."""
 
-    def __init__(self, dim, *, mlp_ratio, norm_eps, drop_rate, **attention_args):
+    def __init__(self, dim, *, mlp_ratio, norm_eps, drop_rate, drop_path_rate, **attention_args):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attn = Attention(dim, drop_rate=drop_rate, **attention_args)
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate=drop_rate)
+        self.drop_path = StochasticDepth(drop_path_rate, mode="row")
 
     def forward(self, x, return_attention=False):  # B x N x D
         norm1 = self.norm1(x)
         attn, attention = self.attn(norm1, return_attention)
-        x = x + attn
+        x = x + self.drop_path(attn)
         norm2 = self.norm2(x)
         mlp = self.mlp(norm2)
-        x = x + mlp
+        x = x + self.drop_path(mlp)
         return x, attention, {"norm1": norm1, "attn": attn, "norm2": norm2, "mlp": mlp}
 
 
@@ -157,8 +196,11 @@ class VisionTransformer(nn.Module):
         drop_rate: dropout after the position embedding, the attention's projection and both
             layers of the MLP, in 0..1.
         attn_drop_rate: dropout of the attention weights, in 0..1.
-        pool: what the head sees: "cls" (the normed CLS token) or "mean" (the patch tokens' mean,
-            then the norm: timm's fc_norm).
+        drop_path_rate: stochastic depth of the last block, in 0..1; grows linearly from 0 in the first.
+        stem: "linear" (patches) or "conv" (ConvStem: patch_size is then how much the side shrinks).
+        pool: what the head sees: "cls" (the normed CLS token), "mean" (the patch tokens' mean, then
+            the norm: timm's fc_norm) or "seq" (a weighted mean of the normed tokens, the weights
+            attended to by a learned query: arXiv:2104.05704, section 3.2; such a model has no CLS).
         head: "linear", or "mlp": linear, tanh, linear (the paper's head with a representation layer).
         norm_eps: epsilon of every LayerNorm.
         attention: "auto" or "explicit"; see Attention.
@@ -180,22 +222,27 @@ class VisionTransformer(nn.Module):
         qkv_bias=True,
         drop_rate=0.0,
         attn_drop_rate=0.0,
+        drop_path_rate=0.0,
+        stem="linear",
         pool="cls",
         head="linear",
         norm_eps=1e-6,
         attention="auto",
     ):
         super().__init__()
-        if pool not in ("cls", "mean"):
-            raise ValueError(f'pool {pool!r} is unknown; choose "cls" or "mean"')
+        if stem not in ("linear", "conv"):
+            raise ValueError(f'stem {stem!r} is unknown; choose "linear" or "conv"')
+        if pool not in ("cls", "mean", "seq"):
+            raise ValueError(f'pool {pool!r} is unknown; choose "cls", "mean" or "seq"')
         if head not in ("linear", "mlp"):
             raise ValueError(f'head {head!r} is unknown; choose "linear" or "mlp"')
         self.img_size, self.in_chans, self.pool = img_size, in_chans, pool
 
         self.patch_embed = PatchEmbed(img_size=img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim)
         self.grid_size = self.patch_embed.grid_size  # G
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid_size**2, embed_dim))
+        self.has_cls = pool != "seq"
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if self.has_cls else None
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.has_cls + self.grid_size**2, embed_dim))
         self.pos_drop = Dropout(drop_rate)
         self.blocks = nn.ModuleList(
             Block(
@@ -205,14 +252,16 @@ class VisionTransformer(nn.Module):
                 qkv_bias=qkv_bias,
                 drop_rate=drop_rate,
                 attn_drop_rate=attn_drop_rate,
+                drop_path_rate=drop_path_rate * i / max(1, depth - 1),
                 norm_eps=norm_eps,
                 attention=attention,
             )
-            for _ in range(depth)
+            for i in range(depth)
         )
         # timm's names: the norm is called fc_norm where it comes after the pooling
-        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps) if pool == "cls" else nn.Identity()
+        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps) if pool != "mean" else nn.Identity()
         self.fc_norm = nn.LayerNorm(embed_dim, eps=norm_eps) if pool == "mean" else nn.Identity()
+        self.seq_pool = nn.Linear(embed_dim, 1) if pool == "seq" else None
         if head == "linear":
             self.head = nn.Linear(embed_dim, num_classes)
         else:
@@ -222,8 +271,10 @@ class VisionTransformer(nn.Module):
             self.head.add_module("fc2", nn.Linear(embed_dim, num_classes))
 
         self.apply(self._init_weights)
-        nn.init.trunc_normal_(self.cls_token, std=0.02)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if self.has_cls:
+            nn.init.trunc_normal_(self.cls_token, std=0.02)
+        with torch.no_grad():
+            self.pos_embed[0, self.has_cls :] = 0.1 * sine_positions(self.grid_size, embed_dim)
 
     @staticmethod
     def _init_weights(module):
@@ -243,7 +294,8 @@ class VisionTransformer(nn.Module):
         """
         x = self.patch_embed(images)  # B x P x D
         hidden = {"patch_embed": x}
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)  # B x N x D
+        if self.has_cls:
+            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)  # B x N x D
         x = self.pos_drop(x + self.pos_embed)
 
         maps = []
@@ -257,8 +309,11 @@ class VisionTransformer(nn.Module):
 
         if self.pool == "cls":
             x = self.norm(x[:, 0])  # B x D
-        else:
+        elif self.pool == "mean":
             x = self.fc_norm(x[:, 1:].mean(dim=1))
+        else:
+            x = self.norm(x)
+            x = (self.seq_pool(x).softmax(dim=1) * x).sum(dim=1)
         logits = self.head(x)  # B x C
 
         out = (logits,)

@@ -17,14 +17,16 @@ from config import TrainConfig, run_cli
 
 def main():
     config = TrainConfig.from_args(description=__doc__)
+    engine.check(config)
     model = config.build_model()
     sets = data.load(config, splits=("train", "val") if config.no_test else ("train", "val", "test"))
     print(" ".join(f"{name}={value}" for name, value in vars(config).items()))
     try:
         engine.fit(model, sets, config)
-    except engine.Stopped:
-        print(f"interrupted; the weights so far are in {config.checkpoint_folder / 'last.pt'}", file=sys.stderr)
-        return 130
+    except engine.Stopped as stopped:
+        last = config.checkpoint_folder / "last.pt"
+        print(f"train.py: interrupted; all so far is in {last}: --resume auto goes on", file=sys.stderr)
+        return 128 + stopped.signal
     command = ["python", "test.py", "--model_path", str(config.checkpoint_folder)]
     if config.data_path != TrainConfig.data_path:
         command += ["--data_path", config.data_path]

@@ -27,7 +27,9 @@ def test_defaults_are_the_documented_ones():
 
 
 def test_both_spellings_are_one_setting():
-    old = "--image_size 48 --n_channels 1 --n_classes 12 --n_layers 2 --n_attention_heads 8 --forward_mul 3 --dropout 0.2"
+    old = (
+        "--image_size 48 --n_channels 1 --n_classes 12 --n_layers 2 --n_attention_heads 8 --forward_mul 3 --dropout 0.2"
+    )
     new = "--img_size 48 --in_chans 1 --num_classes 12 --depth 2 --num_heads 8 --mlp_ratio 3 --drop_rate 0.2"
     assert TrainConfig.from_args(old.split()) == TrainConfig.from_args(new.split())
     assert TrainConfig.from_args(["-lr", "0.01"]).learning_rate == 0.01

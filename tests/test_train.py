@@ -180,7 +180,7 @@ def test_schedule_is_linear_then_cosine():
 def test_weights_decay_and_norms_biases_tokens_positions_do_not():
     config = TrainConfig.create(dataset="digits")
     model = config.build_model()
-    groups = engine.make_optimizer(model, config).param_groups
+    groups = engine.make_optimizers(model, config)[0].param_groups
     decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
     for name, parameter in model.named_parameters():
         spared = "norm" in name or name.endswith("bias") or name in ("cls_token", "pos_embed")
@@ -206,7 +206,12 @@ def test_fit_trains_any_module_with_any_loaders(tmp_path):
     sets.train = torch.utils.data.DataLoader(pairs, batch_size=64, shuffle=True)
     sets.val = None
     config = TrainConfig.create(
-        dataset="digits", epochs=2, device="cpu", no_test=True, output_path=str(tmp_path), model_path=str(tmp_path / "m")
+        dataset="digits",
+        epochs=2,
+        device="cpu",
+        no_test=True,
+        output_path=str(tmp_path),
+        model_path=str(tmp_path / "m"),
     )
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
     report = engine.fit(model, sets, config)
@@ -233,7 +238,9 @@ def test_the_readmes_ten_lines_run(tmp_path, monkeypatch):
     assert code != blocks[0]
     space = {}
     exec(code, space)
-    assert len(space["guesses"]) == 5 and math.isclose(sum(s for _, s in space["found"].predict(space["image"], 10)), 1, abs_tol=1e-5)
+    assert len(space["guesses"]) == 5 and math.isclose(
+        sum(s for _, s in space["found"].predict(space["image"], 10)), 1, abs_tol=1e-5
+    )
 
 
 def test_a_full_disk_is_said(tmp_path):

@@ -1,0 +1,66 @@
+"""Where curves go beside metrics.csv: TensorBoard, Weights & Biases, both or neither.
+
+Both are optional: pip install tensorboard, pip install wandb. Without a network or an account, W&B
+runs offline: WANDB_MODE=offline.
+"""
+
+import importlib.util
+
+from config import UserError
+
+PACKAGES = {"tensorboard": ("tensorboard",), "wandb": ("wandb",), "both": ("tensorboard", "wandb"), "none": ()}
+
+
+def check(backend):
+    """UserError, naming what to install, where a package that `backend` needs is missing."""
+    for package in PACKAGES[backend]:
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"--log_backend {backend} needs {package}: pip install {package}")
+
+
+class Tracker:
+    """Sends scalars and pictures to the backends that the config names.
+
+    step: the first step that is to be logged; what an interrupted run logged from there on is dropped.
+    """
+
+    def __init__(self, config, folder, step=0):
+        self.board = self.wandb = None
+        if "tensorboard" in PACKAGES[config.log_backend]:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step if step else None)
+        if "wandb" in PACKAGES[config.log_backend]:
+            import wandb
+
+            self.wandb = wandb.init(
+                project=config.project_name, name=config.folder_name, config=vars(config), dir=str(folder)
+            )
+
+    def scalars(self, step, values):
+        """Log a dict of numbers (None is left out) at a step."""
+        values = {name: value for name, value in values.items() if value is not None}
+        if self.board:
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
+        if self.wandb:
+            self.wandb.log(values, step=step)
+
+    def picture(self, step, name, path):
+        """Log a PNG file."""
+        if self.board:
+            import numpy as np
+            from PIL import Image
+
+            with Image.open(path) as image:
+                self.board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+        if self.wandb:
+            import wandb
+
+            self.wandb.log({name: wandb.Image(str(path))}, step=step)
+
+    def close(self):
+        if self.board:
+            self.board.close()
+        if self.wandb:
+            self.wandb.finish(quiet=True)
