@@ -278,7 +278,11 @@ def _load_foreign(path, contents, dataset, given):
     model_args = {"num_heads": heads, **given, **known}
     if dataset is not None and dataset not in DATASETS:
         raise UserError(f"--dataset {dataset!r} is unknown; choose {', '.join(DATASETS)}")
-    classes = DATASETS[dataset].classes if dataset else tuple(str(i) for i in range(known["num_classes"]))
+    classes = (
+        DATASETS[dataset].classes
+        if dataset and dataset != "folder"
+        else tuple(str(i) for i in range(known["num_classes"]))
+    )
     if len(classes) != known["num_classes"]:
         raise UserError(f"--dataset {dataset} has {len(classes)} classes, {path} has {known['num_classes']}")
     config = TrainConfig(**{**model_args, "dataset": dataset, "drop_rate": 0.0})

@@ -37,10 +37,13 @@ GROUPS = ("data", "model", "recipe", "run")
 @dataclass
 class TrainConfig:
     # --- data
-    dataset: str = setting("cifar10", "data", "cifar10, cifar100 or digits (bundled: no download)")
-    data_path: str = setting("./data", "data", "where data sets lie, or are downloaded to")
+    dataset: str = setting("cifar10", "data", "cifar10, cifar100, digits (bundled: no download) or folder")
+    data_path: str = setting("./data", "data", "where data sets lie, or are downloaded to; of folder: the images")
     batch_size: int = setting(128, "data", "images in a batch", low=1, high=1_000_000)
-    num_workers: int = setting(2, "data", "worker processes (sets held in memory need none)", low=0, high=1024)
+    num_workers: int = setting(
+        2, "data", "processes that decode image folders (other sets need none)", low=0, high=1024
+    )
+    cache_gb: float = setting(4.0, "data", "folders up to this many GB of pixels are kept in memory", low=0)
     val_split: float = setting(0.1, "data", "share of the training set held out for validation", low=0, high=0.9)
     num_train_images: int | None = setting(
         None, "data", "use this many training images (default: all), validation cut from them", low=1
@@ -131,7 +134,7 @@ class TrainConfig:
     @classmethod
     def create(cls, *layers, **settings):
         """A complete, checked config from dicts of settings, weakest first, and keywords."""
-        from data import DATASETS  # here, since data.py imports this file
+        from data import DATASETS, describe  # here, since data.py imports this file
 
         given = {}
         for layer in (*layers, settings):
@@ -140,8 +143,9 @@ class TrainConfig:
         if dataset not in DATASETS:
             raise UserError(f"dataset {dataset!r} is unknown; choose {', '.join(DATASETS)}")
         config = cls(**{**DATASETS[dataset].defaults, **given})
-        config._fill_in(DATASETS[dataset])
-        config._check(DATASETS[dataset])
+        info = describe(dataset, config.data_path, config.seed)
+        config._fill_in(info)
+        config._check(info)
         return config
 
     @classmethod

@@ -3,6 +3,8 @@
     python data.py cifar10                   # download and verify CIFAR-10 into ./data, nothing else
     python data.py cifar100 --data_path DIR
 
+    python train.py --dataset folder --data_path DIR     # your own images: see FolderIndex
+
 From Python:
 
     sets = load(TrainConfig.create(dataset="digits"))
@@ -13,6 +15,7 @@ A set that fits lives as one uint8 tensor on the device; cropping, flipping, res
 normalising happen there, a batch at a time.
 """
 
+import dataclasses
 import hashlib
 import math
 import shutil
@@ -25,8 +28,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
+from tqdm import tqdm
 
-from augment import POLICIES
+from augment import POLICIES, random_erasing
 from config import Parser, TrainConfig, UserError, run_cli
 
 CIFAR100_CLASSES = """
@@ -73,6 +77,15 @@ DATASETS = {
         std=(0.2673, 0.2564, 0.2762),
         augment="crop-flip",
         defaults={},
+    ),
+    "folder": DatasetInfo(  # the classes are the folders' names, mean and std are measured
+        classes=(),
+        img_size=64,
+        in_chans=3,
+        mean=(),
+        std=(),
+        augment="crop-flip",
+        defaults=dict(patch_size=8),
     ),
     "digits": DatasetInfo(
         classes=tuple("0123456789"),
@@ -175,6 +188,109 @@ def read_split(name, data_path, train):
     return read_cifar(name, data_path, train)
 
 
+# ------------------------------------------------------------------------------- folders of images
+
+
+class FolderIndex:
+    """The images below a folder, by split and class: `.classes` and `.splits`, a dict from "train",
+    "val" and "test" to lists of (path, class index); "val" is None where it is to be cut from train.
+
+    DIR/train/CLASS/* with DIR/val or DIR/test: the one that is there is the test split; of both, val/
+    is the validation split. Or one tree, DIR/CLASS/*: a seeded, stratified fifth is the test split.
+
+    Raises UserError where there are no classes, an empty one, or one that train/ does not know.
+    """
+
+    def __init__(self, data_path, seed):
+        root = Path(data_path)
+        if not root.is_dir():
+            raise UserError(f"--data_path {root} is not a folder; give one with a folder of images for each class")
+        parts = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
+        if "train" in parts and len(parts) == 1:
+            raise UserError(f"--data_path {root} has train/ alone; add test/ or val/, or give the folder train/ itself")
+        top = parts.get("train", root)
+        self.classes = tuple(sorted(f.name for f in top.iterdir() if f.is_dir() and not f.name.startswith(".")))
+        if not self.classes:
+            raise UserError(f"--data_path {root}: no folders in {top}; put the images of each class into one")
+
+        if "train" in parts:
+            found = {name: self._list(folder) for name, folder in parts.items()}
+            self.splits = {
+                "train": found["train"],
+                "val": found["val"] if "test" in found and "val" in found else None,
+                "test": found["test"] if "test" in found else found["val"],
+            }
+        else:
+            files = self._list(root)
+            order = stratified_order([label for _, label in files], seed)
+            n_test = round(len(files) / 5)
+            held_out, kept = sorted(order[:n_test]), sorted(order[n_test:])
+            self.splits = {"train": [files[i] for i in kept], "val": None, "test": [files[i] for i in held_out]}
+
+    def _list(self, folder):
+        suffixes = Image.registered_extensions()
+        strange = {f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith(".")} - set(self.classes)
+        if strange:
+            raise UserError(f"{folder} has the class {sorted(strange)[0]!r}, which the training images lack; move it")
+        files = []
+        for label, name in enumerate(self.classes):
+            inside = sorted((folder / name).rglob("*")) if (folder / name).is_dir() else []
+            mine = [(path, label) for path in inside if path.suffix.lower() in suffixes and path.is_file()]
+            if not mine:
+                raise UserError(f"{folder / name} has no images; fill it, or remove it everywhere")
+            files += mine
+        return files
+
+
+class _Decoded(torch.utils.data.Dataset):
+    """Files decoded to uint8 C x S x S; an unreadable one gives its error instead."""
+
+    def __init__(self, files, size, in_chans):
+        self.files, self.size, self.in_chans = files, size, in_chans
+
+    def __len__(self):
+        return len(self.files)
+
+    def __getitem__(self, i):
+        path, label = self.files[i]
+        try:
+            return to_pixels(open_image(path), self.size, self.in_chans), label, None
+        except UserError as error:
+            return None, label, str(error)
+
+
+def decode(files, config, what):
+    """Decode image files in worker processes, each once: (uint8 n x C x S x S, int64 n, the readable
+    files). The images are None where they would take more than config.cache_gb; they are then
+    decoded again for each batch.
+
+    Unreadable files are left out and named; more than a tenth of them is a UserError.
+    """
+    size, channels = config.img_size, config.in_chans
+    fits = len(files) * channels * size**2 <= config.cache_gb * 1e9
+    images = torch.empty(len(files), channels, size, size, dtype=torch.uint8) if fits else None
+    loader = torch.utils.data.DataLoader(
+        _Decoded(files, size, channels), batch_size=32, num_workers=config.num_workers, collate_fn=list
+    )
+    good, bad = [], []
+    with tqdm(total=len(files), desc=f"decode {what}", leave=False, disable=None, unit="image") as bar:
+        for i, (pixels, _, error) in enumerate(item for batch in loader for item in batch):
+            bar.update()
+            if error:
+                bad.append(error)
+                continue
+            if fits:
+                images[len(good)] = pixels
+            good.append(files[i])
+    for error in bad:
+        print(f"left out: {error}")
+    if len(bad) > len(files) / 10:
+        raise UserError(f"{len(bad)} of {len(files)} {what} images are unreadable, the first: {bad[0]}")
+    if bad:
+        print(f"{what}: {len(bad)} of {len(files)} images left out")
+    return images[: len(good)] if fits else None, torch.tensor([label for _, label in good]), good
+
+
 # ---------------------------------------------------------------------------------------- batches
 
 
@@ -213,10 +329,10 @@ class TensorBatches:
     from (seed, epoch, batch) alone, so that a run can start at any batch of any epoch: set_epoch().
     """
 
-    def __init__(self, images, labels, *, batch_size, img_size, mean, std, augment=None, seed=0):
+    def __init__(self, images, labels, *, batch_size, img_size, mean, std, augment=None, random_erasing=0.0, seed=0):
         self.images, self.labels = images, labels  # uint8 n x C x H x W, int64 n
         self.batch_size, self.img_size, self.mean, self.std = batch_size, img_size, mean, std
-        self.augment, self.seed = augment, seed
+        self.augment, self.random_erasing, self.seed = augment, random_erasing, seed
         self.generator = torch.Generator()
         self.set_epoch(0)
 
@@ -233,16 +349,43 @@ class TensorBatches:
         self.generator.manual_seed(int(np.random.SeedSequence([self.seed, *key]).generate_state(1, np.uint64)[0] >> 1))
         return self.generator
 
+    def _pixels(self, order):
+        """The uint8 images of each batch, in that order of the indices."""
+        order = order.to(self.images.device)
+        for chosen in order.split(self.batch_size):
+            yield self.images[chosen]
+
     def __iter__(self):
-        n, device = len(self.labels), self.images.device
+        n = len(self.labels)
         order = torch.randperm(n, generator=self._random(self.epoch)) if self.augment else torch.arange(n)
-        order = order.to(device)
-        for batch in range(self.start, len(self)):
-            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            images = self.images[chosen].float() / 255
+        order = order[self.start * self.batch_size :]
+        labels = self.labels[order.to(self.labels.device)].split(self.batch_size)
+        for batch, pixels in enumerate(self._pixels(order), start=self.start):
+            images = pixels.float() / 255
             if self.augment:
-                images = POLICIES[self.augment](images, self._random(self.epoch, batch))
-            yield normalise(resize(images, self.img_size), self.mean, self.std), self.labels[chosen]
+                generator = self._random(self.epoch, batch)
+                images = POLICIES[self.augment](images, generator)
+                if self.random_erasing:
+                    images = random_erasing(images, generator, probability=self.random_erasing, value=self.mean)
+            yield normalise(resize(images, self.img_size), self.mean, self.std), labels[batch - self.start]
+
+
+class FileBatches(TensorBatches):
+    """The same of image files too many for memory: decoded for each batch, in worker processes."""
+
+    def __init__(self, files, labels, *, in_chans, num_workers, **more):
+        super().__init__(None, labels, **more)
+        self.dataset, self.num_workers = _Decoded(files, more["img_size"], in_chans), num_workers
+
+    def _pixels(self, order):
+        loader = torch.utils.data.DataLoader(
+            torch.utils.data.Subset(self.dataset, order.tolist()),
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            collate_fn=lambda items: torch.stack([pixels for pixels, _, _ in items]),
+        )
+        for pixels in loader:
+            yield pixels.to(self.labels.device, non_blocking=True)
 
 
 @dataclass
@@ -257,53 +400,88 @@ class Splits:
     std: tuple
 
 
+def describe(dataset, data_path, seed):
+    """What is known of a set before it is read; the classes of a folder are those below it."""
+    if dataset != "folder":
+        return DATASETS[dataset]
+    return dataclasses.replace(DATASETS["folder"], classes=FolderIndex(data_path, seed).classes)
+
+
 def load(config, splits=("train", "val", "test"), *, mean=None, std=None):
     """The data set of a config as Splits, on the device of the config; mean and std, where given,
     take the place of the set's own.
 
-    Validation is a seeded, stratified cut of the training images. Raises UserError where the set
-    cannot be had.
+    Validation is a seeded, stratified cut of the training images (a folder may bring its own).
+    Raises UserError where the set cannot be had.
     """
-    info, device = DATASETS[config.dataset], config.pick_device()
-    mean = mean or channel_statistics(info.mean, config.in_chans)
-    std = std or channel_statistics(info.std, config.in_chans)
+    info, device = describe(config.dataset, config.data_path, config.seed), config.pick_device()
+    index = FolderIndex(config.data_path, config.seed).splits if config.dataset == "folder" else None
 
-    def batches(images, labels, augment=None):
-        if not len(labels):
-            return None
-        return TensorBatches(
-            as_channels(images, config.in_chans).to(device),
-            labels.to(device),
-            batch_size=config.batch_size,
-            img_size=config.img_size,
-            mean=mean,
-            std=std,
-            augment=augment,
-            seed=config.seed,
-        )
+    def read(split):
+        """(images or None, labels, files or None) of the official training or test images."""
+        if index:
+            return decode(index[split], config, split)
+        return *read_split(config.dataset, config.data_path, train=split == "train"), None
 
     def subset(labels, n, what):
         if n is not None and n > len(labels):
             raise UserError(f"--num_{what}_images {n}: {config.dataset} has {len(labels)}; leave the flag out for all")
         return torch.from_numpy(stratified_order(labels, config.seed)[:n])
 
-    train = val = test = None
+    def batches(source, chosen, augment=None):
+        """The images at the places `chosen`, as batches."""
+        if not len(chosen):
+            return None
+        images, labels, files = source
+        options = dict(batch_size=config.batch_size, img_size=config.img_size, mean=mean, std=std, seed=config.seed)
+        options.update(augment=augment, random_erasing=config.random_erasing)
+        labels = labels[chosen].to(device)
+        if images is None:
+            files, more = [files[i] for i in chosen], dict(in_chans=config.in_chans, num_workers=config.num_workers)
+            return FileBatches(files, labels, **more, **options)
+        return TensorBatches(as_channels(images[chosen], config.in_chans).to(device), labels, **options)
+
+    chosen = {}  # split -> (where from, which places)
     if "train" in splits or "val" in splits:
-        images, labels = read_split(config.dataset, config.data_path, train=True)
-        chosen = subset(labels, config.num_train_images, "train")
-        n_val = round(len(chosen) * config.val_split)
-        if n_val == len(chosen):
+        source = read("train")
+        places = subset(source[1], config.num_train_images, "train")
+        own = index["val"] if index and config.val_split else None
+        n_val = 0 if own else round(len(places) * config.val_split)
+        if n_val == len(places):
             raise UserError(f"--val_split {config.val_split:g} leaves none of {n_val} images to train on; lower it")
-        held_out, kept = chosen[:n_val].sort().values, chosen[n_val:].sort().values
-        train = batches(images[kept], labels[kept], augment=config.augment)
-        val = batches(images[held_out], labels[held_out])
+        chosen["train"] = source, places[n_val:].sort().values
+        chosen["val"] = source, places[:n_val].sort().values
+        if own:
+            source = read("val")
+            chosen["val"] = source, torch.arange(len(source[1]))
     if "test" in splits:
-        images, labels = read_split(config.dataset, config.data_path, train=False)
-        if config.num_test_images is not None:
-            chosen = subset(labels, config.num_test_images, "test").sort().values
-            images, labels = images[chosen], labels[chosen]
-        test = batches(images, labels)
-    return Splits(train, val, test, info.classes, mean, std)
+        source = read("test")
+        chosen["test"] = source, subset(source[1], config.num_test_images, "test").sort().values
+
+    if info.mean:
+        mean = mean or channel_statistics(info.mean, config.in_chans)
+        std = std or channel_statistics(info.std, config.in_chans)
+    elif mean is None:
+        mean, std = measure(*chosen["train"], config)
+    return Splits(
+        train=batches(*chosen["train"], config.augment) if "train" in chosen else None,
+        val=batches(*chosen["val"]) if "val" in chosen else None,
+        test=batches(*chosen["test"]) if "test" in chosen else None,
+        classes=info.classes,
+        mean=mean,
+        std=std,
+    )
+
+
+def measure(source, places, config, most=2000):
+    """mean and std, a value a channel, of (at most 2,000 of) the training images in 0..1."""
+    images, _, files = source
+    some = places[:: math.ceil(len(places) / most)]
+    if images is None:
+        decoded = _Decoded(files, config.img_size, config.in_chans)
+        images, some = torch.stack([decoded[i][0] for i in some.tolist()]), slice(None)
+    pixels = images[some].double() / 255
+    return tuple(pixels.mean((0, 2, 3)).tolist()), tuple(pixels.std((0, 2, 3)).clamp_min(1e-3).tolist())
 
 
 # ----------------------------------------------------------------------------------- single images
@@ -347,11 +525,15 @@ def square(image, size):
     return ImageOps.fit(image, (size, size), method=Image.Resampling.BICUBIC)
 
 
+def to_pixels(image, size, in_chans):
+    """The middle of a PIL image as uint8 in_chans x size x size."""
+    pixels = np.array(square(image, size).convert("L" if in_chans == 1 else "RGB"))
+    return torch.from_numpy(pixels).view(size, size, in_chans).permute(2, 0, 1).contiguous()
+
+
 def to_batch(image, *, img_size, in_chans, mean, std):
     """A PIL image as a normalised batch of one: float 1 x in_chans x img_size x img_size."""
-    pixels = np.array(square(image, img_size).convert("L" if in_chans == 1 else "RGB"))
-    images = torch.from_numpy(pixels).view(img_size, img_size, in_chans).permute(2, 0, 1)[None]
-    return normalise(images / 255, mean, std)
+    return normalise(to_pixels(image, img_size, in_chans)[None] / 255, mean, std)
 
 
 if __name__ == "__main__":
@@ -361,11 +543,8 @@ if __name__ == "__main__":
         parser.add_argument("name", metavar="NAME", help="cifar10 or cifar100")
         parser.add_argument("--data_path", default=TrainConfig.data_path, help="where to (default: %(default)s)")
         args = parser.parse_args()
-        if args.name not in DATASETS:
-            raise UserError(f"dataset {args.name!r} is unknown; choose cifar10 or cifar100")
-        if args.name == "digits":
-            print("digits come with scikit-learn: nothing to download")
-            return
+        if args.name not in ("cifar10", "cifar100"):
+            raise UserError(f"dataset {args.name!r} cannot be downloaded; choose cifar10 or cifar100")
         download_cifar(args.name, args.data_path)
         print(f"{args.name}: whole, in {Path(args.data_path) / _cifar_class(args.name).base_folder}")
 

@@ -274,7 +274,7 @@ class VisionTransformer(nn.Module):
         if self.has_cls:
             nn.init.trunc_normal_(self.cls_token, std=0.02)
         with torch.no_grad():
-            self.pos_embed[0, self.has_cls :] = 0.1 * sine_positions(self.grid_size, embed_dim)
+            self.pos_embed[0, self.has_cls :] = 0.3 * sine_positions(self.grid_size, embed_dim)
 
     @staticmethod
     def _init_weights(module):

@@ -72,7 +72,8 @@ def test_split(found, config, folder):
     """--mode cifar: every number of the test split."""
     began = time.perf_counter()
     batches = data.load(config, splits=("test",), mean=found.mean, std=found.std).test
-    amp = engine.pick_amp(batches.images.device, config.amp)
+    device = batches.labels.device
+    amp = engine.pick_amp(device, config.amp)
     labels, logits = engine.predict_all(found.model, batches, amp, "test")
     seconds = time.perf_counter() - began
     predictions = logits.argmax(-1)
@@ -105,7 +106,7 @@ def test_split(found, config, folder):
         dataset=config.dataset,
         checkpoint=found.path,
         seed=config.seed,
-        device=batches.images.device,
+        device=device,
         model=found.model,
         seconds=seconds,
         test=result,
@@ -129,13 +130,20 @@ def test_one(found, image, name, picture, label=None):
 
 def test_index(found, config, folder, index):
     """--mode cifar-single: one image of the test split, by its place in the official order."""
-    images, labels = data.read_split(config.dataset, config.data_path, train=False)
+    if config.dataset == "folder":
+        files = data.FolderIndex(config.data_path, config.seed).splits["test"]
+        labels = [label for _, label in files]
+    else:
+        images, labels = data.read_split(config.dataset, config.data_path, train=False)
     if not 0 <= index < len(labels):
         raise UserError(f"--index {index}: {config.dataset} has test images 0 to {len(labels) - 1}")
-    pixels = images[index].permute(1, 2, 0).squeeze(-1).numpy()
+    if config.dataset == "folder":
+        image = data.open_image(files[index][0])
+    else:
+        image = Image.fromarray(images[index].permute(1, 2, 0).squeeze(-1).numpy()).convert("RGB")
     picture = folder / f"index-{index}.png"
     label = found.classes[labels[index]]
-    numbers = test_one(found, Image.fromarray(pixels).convert("RGB"), f"index {index}", picture, label)
+    numbers = test_one(found, image, f"index {index}", picture, label)
     print(engine.write_json(picture.with_suffix(".json"), numbers))
     return [picture]
 
@@ -173,7 +181,16 @@ def main():
     found = checkpoint.load(args.model_path, **expected)
     for note in found.notes:
         print(note)
+    if found.config.dataset == "folder" and settings["data_path"] == FIELDS["data_path"].default:
+        settings["data_path"] = found.config.data_path
     config = dataclasses.replace(found.config, **settings)
+    if config.dataset == "folder" and args.mode != "custom":
+        classes = data.FolderIndex(config.data_path, config.seed).classes
+        if classes != found.classes:
+            raise UserError(
+                f"--data_path {config.data_path} has the classes {', '.join(classes)}, "
+                f"{args.model_path} was trained on {', '.join(found.classes)}"
+            )
     found.model.to(config.pick_device())
     if args.mode != "custom" and config.dataset is None:
         raise UserError(f"{args.model_path} does not say what it was trained on; add --dataset cifar10")
