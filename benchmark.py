@@ -10,6 +10,8 @@ output/benchmark/report.json.
     ours      model.py, bf16 where the device has it (--amp), fused AdamW
     textbook  separate query, key and value projections, softmax written out, float32, AdamW unfused
     timm      timm's VisionTransformer, dtype and optimiser as ours (where timm is installed)
+
+Then each augmentation policy's time, as a share of our step.
 """
 
 import contextlib
@@ -23,6 +25,7 @@ from torch import nn
 from tqdm import trange
 
 import engine
+from augment import POLICIES
 from config import FIELDS, Parser, TrainConfig, UserError, add_flags, in_groups, run_cli
 
 
@@ -133,6 +136,18 @@ def main():
         words = "" if name == "ours" else f"; ours is {middle:.2f} times as fast (middle half {low:.2f} to {high:.2f})"
         print(f"{name:>8}: {speed:6.0f} images/s{words}")
         report["steps"][name] = {"seconds": times, "images_per_second": speed, "ours_is_faster_by": [low, middle, high]}
+    pixels = torch.rand(images.shape, device=device)
+    step_seconds = statistics.median(seconds["ours"])
+    report["augmentation"] = {}
+    for name, policy in POLICIES.items():
+        shares = []
+        for _ in range(int(rounds)):
+            began = time.perf_counter()
+            policy(pixels, torch.Generator()).flatten()[0].item()  # item: wait for an accelerator
+            shares.append((time.perf_counter() - began) / step_seconds)
+        share = statistics.median(shares)
+        print(f"{name:>14}: {share:6.1%} of our step")
+        report["augmentation"][name] = {"share_of_step": share}
     print(engine.write_json(Path(config.output_path) / "benchmark" / "report.json", report))
 
 

@@ -331,7 +331,7 @@ def add_flags(parser, names):
         words = field.metadata["help"]
         if field.metadata["choices"]:
             words = f"{', '.join(map(str, field.metadata['choices']))}; {words}"
-        if field.default not in (None, True, False):
+        if field.default is not None and not isinstance(field.default, bool):
             words += f" (default: {field.default})"
         options = dict(dest=name, default=argparse.SUPPRESS, help=words.replace("%", "%%"))
         if TYPES[name] is bool:

@@ -78,15 +78,6 @@ DATASETS = {
         augment="crop-flip",
         defaults={},
     ),
-    "folder": DatasetInfo(  # the classes are the folders' names, mean and std are measured
-        classes=(),
-        img_size=64,
-        in_chans=3,
-        mean=(),
-        std=(),
-        augment="crop-flip",
-        defaults=dict(patch_size=8),
-    ),
     "digits": DatasetInfo(
         classes=tuple("0123456789"),
         img_size=8,
@@ -95,6 +86,15 @@ DATASETS = {
         std=(0.3762,),
         augment="affine",
         defaults=dict(patch_size=2, embed_dim=64, depth=4, batch_size=32, learning_rate=2e-3),
+    ),
+    "folder": DatasetInfo(  # the classes are the folders' names, mean and std are measured
+        classes=(),
+        img_size=64,
+        in_chans=3,
+        mean=(),
+        std=(),
+        augment="crop-flip",
+        defaults=dict(patch_size=8),
     ),
 }
 

@@ -592,6 +592,10 @@ def fit(model, sets, config):
         f"{config.folder_name}: {count_parameters(model):,} parameters on {describe_hardware(device)}, "
         f"{str(amp).removeprefix('torch.') if amp else 'float32'}, seed {config.seed}"
     )
+    if hasattr(model, "grid_size"):
+        print(
+            f"{model.grid_size} x {model.grid_size} = {model.grid_size**2} patches from {config.img_size} pixels a side"
+        )
     if resumed:
         print(f"going on after {progress.epoch} epochs and {progress.step} batches")
     else:

@@ -51,7 +51,7 @@ def test_both_spellings_are_one_setting():
         ("--val_split 1", ["--val_split 1"]),
         ("--epochs 5 --warmup_epochs 5", ["--warmup_epochs 5", "--epochs 5"]),
         ("--min_lr 1", ["--min_lr 1", "--learning_rate"]),
-        ("--dataset mnist", ["mnist", "cifar10, cifar100, digits"]),
+        ("--dataset mnist", ["mnist", "cifar10, cifar100, digits, folder"]),
         ("--n_classes 5", ["--n_classes 5", "10"]),
         ("--n_channels 2", ["--n_channels 2", "1, 3"]),
         ("--pool max", ["--pool", "max", "cls, mean"]),

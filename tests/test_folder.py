@@ -1,0 +1,151 @@
+"""Training on a folder of one's own images: real JPEGs of Imagenette where ../shared is."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED, assert_refused, run
+from PIL import Image
+
+import checkpoint
+import data
+from config import TrainConfig
+
+COLOURS = {"blue": (30, 30, 200), "green": (30, 200, 30), "red": (200, 30, 30)}
+
+
+def paint(folder, n, size=(20, 14)):
+    """n noisy pictures of each colour, in a folder of its name."""
+    random = np.random.RandomState(len(str(folder)))
+    for name, colour in COLOURS.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(n):
+            noise = random.randint(-30, 30, (*size, 3))
+            Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(
+                folder / name / f"{i:03}.png"
+            )
+
+
+def config(root, **args):
+    return TrainConfig.create(dataset="folder", data_path=str(root), **{"image_size": 16, "patch_size": 4, **args})
+
+
+def test_train_with_test_or_val_or_both(tmp_path):
+    for name, parts in (("a", ("train", "test")), ("b", ("train", "val")), ("c", ("train", "val", "test"))):
+        for part in parts:
+            paint(tmp_path / name / part, 10 if part == "train" else 4)
+        sets = data.load(config(tmp_path / name))
+        assert sets.classes == ("blue", "green", "red")
+        own = len(parts) == 3
+        assert [len(s.labels) for s in (sets.train, sets.val, sets.test)] == ([30, 12, 12] if own else [27, 3, 12])
+        assert sets.test.labels.bincount().tolist() == [4, 4, 4]
+
+
+def test_one_tree_is_split_by_seed_and_class(tmp_path):
+    paint(tmp_path / "all", 20)
+    splits = [data.FolderIndex(tmp_path / "all", seed).splits for seed in (0, 0, 1)]
+    assert splits[0] == splits[1] != splits[2]
+    assert [len(splits[0][name]) for name in ("train", "test")] == [48, 12]
+    assert not set(splits[0]["train"]) & set(splits[0]["test"])
+    assert np.bincount([label for _, label in splits[0]["test"]]).tolist() == [4, 4, 4]
+
+
+def test_pixels_are_the_files_and_normalised_by_their_own_statistics(tmp_path):
+    paint(tmp_path / "all", 10, size=(16, 16))
+    sets = data.load(config(tmp_path / "all", augment="none", val_split=0.0, num_workers=0))
+    everything = torch.cat([images for images, _ in sets.train])
+    torch.testing.assert_close(everything.mean((0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
+    path, label = data.FolderIndex(tmp_path / "all", 0).splits["test"][0]
+    images, labels = next(iter(sets.test))
+    pixels = (images[0] * torch.tensor(sets.std).view(3, 1, 1) + torch.tensor(sets.mean).view(3, 1, 1)) * 255
+    np.testing.assert_allclose(pixels.permute(1, 2, 0).numpy(), np.asarray(Image.open(path)), atol=1e-2)
+    assert labels[0] == label
+
+
+def test_what_does_not_fit_in_memory_is_decoded_again_and_is_the_same(tmp_path):
+    paint(tmp_path / "all", 12)
+    cached, streamed = (data.load(config(tmp_path / "all", cache_gb=gb, batch_size=8)) for gb in (1, 0))
+    assert isinstance(streamed.train, data.FileBatches) and not isinstance(cached.train, data.FileBatches)
+    assert cached.mean == streamed.mean and cached.std == streamed.std
+    for name in ("train", "val", "test"):
+        pairs = list(zip(getattr(cached, name), getattr(streamed, name), strict=True))
+        assert pairs
+        for (a, b), (c, d) in pairs:
+            assert torch.equal(a, c) and torch.equal(b, d)
+    for loader in (cached.train, streamed.train):
+        loader.set_epoch(1, 2)
+    for (a, b), (c, d) in zip(cached.train, streamed.train, strict=True):
+        assert torch.equal(a, c) and torch.equal(b, d)
+
+
+def test_unreadable_files_are_left_out_and_named(tmp_path, capsys):
+    paint(tmp_path / "all", 20)
+    bad = tmp_path / "all" / "red" / "007.png"
+    bad.write_text("no")
+    sets = data.load(config(tmp_path / "all"))
+    assert sum(len(s.labels) for s in (sets.train, sets.val, sets.test)) == 59
+    out = capsys.readouterr().out
+    assert str(bad) in out and "1 of" in out
+    for i in range(8, 16):
+        (tmp_path / "all" / "red" / f"{i:03}.png").write_text("no")
+    done = run("train.py", "--dataset", "folder", "--data_path", tmp_path / "all", "--image_size", 16, cwd=tmp_path)
+    assert_refused(done, "unreadable", "red")
+    assert not (tmp_path / "model").exists()
+
+
+def test_folders_that_cannot_be_trained_on_are_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    paint(tmp_path / "hollow", 3)
+    (tmp_path / "hollow" / "yellow").mkdir()
+    paint(tmp_path / "alone" / "train", 3)
+    paint(tmp_path / "strange" / "train", 3)
+    paint(tmp_path / "strange" / "test", 3)
+    (tmp_path / "strange" / "test" / "pink").mkdir()
+    for name, words in (
+        ("nowhere", ["nowhere"]),
+        ("empty", ["no folders"]),
+        ("hollow", ["yellow", "no images"]),
+        ("alone", ["train/", "test/"]),
+        ("strange", ["pink"]),
+    ):
+        done = run("train.py", "--dataset", "folder", "--data_path", tmp_path / name, cwd=tmp_path)
+        assert_refused(done, tmp_path / name, *words)
+
+
+def test_the_classes_travel_in_the_checkpoint(tmp_path):
+    paint(tmp_path / "all", 20)
+    flags = ["--dataset", "folder", "--data_path", "all", "--image_size", 16, "--patch_size", 4, "--embed_dim", 32,
+             "--n_layers", 2, "--epochs", 8, "-lr", 2e-3, "--batch_size", 8]  # fmt: skip
+    done = run("train.py", *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    trained = json.loads((tmp_path / "output/vit-layer2-16-folder/report.json").read_text())
+    assert trained["test"]["accuracy"] > 0.9 and trained["test"]["n"] == 12
+    found = checkpoint.load(tmp_path / "model/vit-layer2-16-folder")
+    assert found.classes == ("blue", "green", "red")
+    assert found.predict(Image.new("RGB", (50, 30), COLOURS["green"]))[0][0] == "green"
+
+    command = done.stdout.strip().splitlines()[-1].split()
+    tested = run(*command[1:], cwd=tmp_path)
+    assert tested.returncode == 0, tested.stderr
+    again = json.loads((tmp_path / "output/vit-layer2-16-folder/test/report.json").read_text())
+    assert again["test"] == trained["test"] and again["per_class"][2]["class"] == "red"
+    one = run("test.py", "--model_path", "model/vit-layer2-16-folder", "--mode", "cifar-single", cwd=tmp_path)
+    assert one.returncode == 0 and "true class: blue" in one.stdout
+
+    shutil.move(tmp_path / "all" / "red", tmp_path / "all" / "crimson")
+    assert_refused(run(*command[1:], cwd=tmp_path), "crimson", "red")
+
+
+@pytest.mark.slow
+def test_real_photographs(tmp_path):
+    if not SHARED.exists():
+        pytest.skip("Imagenette lies in ../shared/data, which is not here")
+    flags = ["--dataset", "folder", "--data_path", SHARED / "imagenette", "--image_size", 32, "--patch_size", 4,
+             "--embed_dim", 64, "--n_layers", 3, "--epochs", 12, "-lr", 1e-3, "--batch_size", 32]  # fmt: skip
+    done = run("train.py", *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "output/vit-layer3-32-folder/report.json").read_text())
+    assert report["test"]["n"] == 400 and report["train"]["n"] == 900
+    assert report["test"]["ci95"][0] > 0.2  # chance is 0.1

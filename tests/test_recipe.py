@@ -1,0 +1,309 @@
+"""The parts of a recipe: optimisers, averages, accumulation, mixing, stopping, fine-tuning, logging."""
+
+import csv
+import dataclasses
+import importlib.util
+import json
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT, assert_refused, run
+from test_checkpoint import Teaching
+from test_model import scramble
+
+import checkpoint
+import data
+import engine
+import tracking
+from config import TrainConfig, UserError
+
+TINY = dict(dataset="digits", embed_dim=16, n_layers=2, num_train_images=300, dropout=0.0, augment="none", amp="off")
+FLAGS = [str(word) for name, value in TINY.items() for word in (f"--{name}", value)]
+
+
+def fit(tmp_path, **args):
+    """(final weights as saved in last.pt, report, the run's folder of pictures and tables)."""
+    config = TrainConfig.create(
+        TINY, output_path=str(tmp_path), model_path=str(tmp_path), no_test=True, overwrite=True, **args
+    )
+    report = engine.fit(config.build_model(), data.load(config), config)
+    return checkpoint.read(config.checkpoint_folder / "last.pt"), report, config.output_folder
+
+
+def test_accumulated_batches_are_one_large_batch(tmp_path):
+    rest = dict(epochs=2, optimizer="sgd", learning_rate=0.1, val_split=0.04)  # 288 images: 9 x 32 = 4 x 72
+    whole, _, _ = fit(tmp_path, batch_size=72, **rest)
+    parts, _, _ = fit(tmp_path, batch_size=36, grad_accum_steps=2, **rest)
+    start = TrainConfig.create(TINY).build_model().state_dict()
+    for name, value in whole["model"].items():
+        torch.testing.assert_close(parts["model"][name], value, atol=1e-5, rtol=1e-4)
+    assert any((whole["model"][name] - start[name]).abs().max() > 0.01 for name in start)
+
+
+def test_the_average_is_the_exponential_one(tmp_path):
+    """Replay the run's raw weights by hand."""
+    config = TrainConfig.create(TINY)
+    model = config.build_model()
+    average = engine.make_average(model, decay=0.6)
+    by_hand = None
+    for n in range(8):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        average.update_parameters(model)
+        weight = model.head.weight.detach().clone()
+        decay = min(0.6, (1 + n) / (10 + n))
+        by_hand = weight if by_hand is None else decay * by_hand + (1 - decay) * weight
+    torch.testing.assert_close(average.module.head.weight, by_hand)
+
+    contents, report, _ = fit(tmp_path, epochs=2, ema_decay=0.9)
+    raw, averaged = contents["training"]["raw_model"], contents["model"]
+    assert not torch.equal(raw["head.weight"], averaged["head.weight"])
+    model.load_state_dict(checkpoint.read(tmp_path / "vit-layer2-8-digits" / "best.pt")["model"])
+    assert engine.evaluate(model, data.load(TrainConfig.create(TINY)).val) == report["val"]
+
+
+@pytest.mark.parametrize("args", [dict(optimizer="muon"), dict(optimizer="sgd", learning_rate=0.2), dict()])
+def test_every_optimiser_learns(tmp_path, args):
+    contents, report, _ = fit(tmp_path, epochs=8, **args)
+    losses = [row["train_loss"] for row in contents["history"]]
+    assert losses[-1] < 0.75 * losses[0]
+
+
+def test_muon_has_the_blocks_matrices_and_adamw_the_rest():
+    config = TrainConfig.create(TINY, optimizer="muon", muon_lr=0.02, learning_rate=1e-3)
+    model = config.build_model()
+    adamw, muon = engine.make_optimizers(model, config)
+    assert isinstance(muon, torch.optim.Muon) and isinstance(adamw, torch.optim.AdamW)
+    matrices = {id(p) for p in muon.param_groups[0]["params"]}
+    for name, parameter in model.named_parameters():
+        assert (id(parameter) in matrices) == (name.startswith("blocks.") and parameter.ndim == 2), name
+    assert muon.param_groups[0]["scale"] == 20
+    with pytest.raises(UserError, match="muon"):
+        engine.make_optimizers(torch.nn.Linear(2, 2), config)
+
+
+def test_clipping_bounds_the_step(tmp_path):
+    rest = dict(
+        epochs=1, optimizer="sgd", learning_rate=1.0, warmup_epochs=0, weight_decay=0, batch_size=300, val_split=0
+    )
+    start = TrainConfig.create(TINY).build_model().state_dict()
+    moved = {}
+    for limit in (1e-3, 1e6):
+        contents, _, _ = fit(tmp_path, clip_grad=limit, **rest)  # one step
+        moved[limit] = sum((contents["model"][n] - v).square().sum().item() for n, v in start.items()) ** 0.5
+    assert moved[1e-3] == pytest.approx(1.9e-3, rel=0.01)  # Nesterov: the gradient, and 0.9 of it
+    assert moved[1e6] > 0.1
+
+
+def test_mixing():
+    images, labels = torch.rand(64, 3, 16, 16), torch.arange(64) % 10
+    config = TrainConfig.create(mixup=0.8, cutmix=1.0, mix_prob=0.5, mix_switch_prob=0.25)
+    mix = engine.make_mix(config)
+    torch.manual_seed(0)
+    counts = dict(neither=0, mixup=0, cutmix=0)
+    for _ in range(400):
+        mixed, targets = mix(images, labels)
+        if targets.ndim == 1:
+            assert torch.equal(mixed, images)
+            counts["neither"] += 1
+            continue
+        torch.testing.assert_close(targets.sum(1), torch.ones(64))
+        untouched = (mixed == images).flatten(1).float().mean(1)
+        partner = images.roll(1, 0)
+        if ((mixed == images) | (mixed == partner)).all():
+            counts["cutmix"] += 1
+            assert targets[5, 5] == pytest.approx(untouched[5].item(), abs=0.01)  # the share of the area
+        else:
+            counts["mixup"] += 1
+            share = targets[5, 5]
+            torch.testing.assert_close(mixed[5], share * images[5] + (1 - share) * partner[5])
+    assert abs(counts["neither"] - 200) < 40 and abs(counts["cutmix"] - 50) < 25, counts
+    assert engine.make_mix(TrainConfig.create()) is None
+
+
+def test_label_smoothing_and_stochastic_depth_and_attention_dropout_reach_the_model(tmp_path):
+    plain = fit(tmp_path, epochs=1)[0]["history"][0]["train_loss"]
+    for args in (dict(label_smoothing=0.3), dict(drop_path_rate=0.5), dict(attn_drop_rate=0.5)):
+        assert fit(tmp_path, epochs=1, **args)[0]["history"][0]["train_loss"] != plain, args
+    config = TrainConfig.create(TINY, drop_path_rate=0.9)
+    model = scramble(config.build_model()).train()
+    images = torch.randn(1, 1, 8, 8).expand(500, -1, -1, -1)
+    first, last = (model(images, return_hidden=True)[1][f"blocks.{i}"][:, 0, 0].unique().numel() for i in (0, 1))
+    assert first == 1 and 2 <= last <= 4  # the first block is never dropped; the last's two branches are
+
+
+def test_warmup_in_steps():
+    config = TrainConfig.create(epochs=10, warmup_steps=30, learning_rate=1e-3)
+    assert config.warmup_epochs == 0
+    rates = [engine.learning_rate(step, steps_per_epoch=50, config=config) for step in range(500)]
+    assert rates.index(max(rates)) == 30 and rates[-1] == pytest.approx(1e-5)
+
+
+def test_early_stopping_waits_its_epochs(tmp_path):
+    rest = dict(learning_rate=1e-6, min_lr=0, warmup_epochs=0)
+    contents, _, _ = fit(tmp_path, epochs=50, early_stopping=2, **{**rest, "learning_rate": 0.5, "optimizer": "sgd"})
+    losses = [row["val_loss"] for row in contents["history"]]
+    assert len(losses) < 50 and contents["training"]["progress"]["finished"]
+    assert min(losses[-2:]) >= min(losses[:-2]) and all(
+        min(losses[i - 1 : i + 1]) < min(losses[: i - 1]) for i in range(2, len(losses) - 1)
+    )
+
+
+# ----------------------------------------------------------------------------------------- compiling
+
+
+def test_compile_without_a_compiler_goes_on_with_one_line(tmp_path):
+    env = {**os.environ, "CXX": "/nowhere/c++", "CC": "/nowhere/cc", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = run("train.py", *FLAGS, "--epochs", 1, "--no_test", "--compile", "--device", "cpu", cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if line.startswith("--compile does not work here")]
+    assert "epoch   1" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_compiled_run_learns_the_same(tmp_path):
+    plain = run("train.py", *FLAGS, "--epochs", 2, "--no_test", "--folder_name", "plain", cwd=tmp_path)
+    compiled = run("train.py", *FLAGS, "--epochs", 2, "--no_test", "--folder_name", "fast", "--compile", cwd=tmp_path)
+    assert plain.returncode == compiled.returncode == 0, compiled.stderr
+    assert "does not work" not in compiled.stdout
+    losses = [
+        json.loads((tmp_path / f"output/{name}/report.json").read_text())["train"]["loss"] for name in ("plain", "fast")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert set(checkpoint.read(tmp_path / "model/fast")["model"]) == set(
+        checkpoint.read(tmp_path / "model/plain")["model"]
+    )
+
+
+# --------------------------------------------------------------------------------------- fine-tuning
+
+
+def test_fine_tuning_starts_from_the_weights(tmp_path):
+    config = TrainConfig.create(dataset="cifar10", embed_dim=32, n_layers=2)
+    source = scramble(config.build_model())
+    known = dict(classes=["x"] * 10, mean=[0.5] * 3, std=[0.5] * 3, history=[])
+    checkpoint.save(tmp_path / "a.pt", source, config, **known)
+
+    same = dataclasses.replace(config).build_model()
+    lines = checkpoint.load_weights(same, tmp_path / "a.pt")
+    assert all(torch.equal(value, same.state_dict()[name]) for name, value in source.state_dict().items())
+    assert "fresh" not in "".join(lines)
+
+    other = TrainConfig.create(dataset="cifar100", embed_dim=32, n_layers=2, image_size=64)
+    model = other.build_model()
+    fresh = model.head.weight.clone()
+    lines = checkpoint.load_weights(model, tmp_path / "a.pt")
+    assert torch.equal(model.head.weight, fresh)
+    assert torch.equal(model.blocks[1].mlp.fc2.weight, source.blocks[1].mlp.fc2.weight)
+    expected = source.pos_embed[:, 1:].view(1, 8, 8, 32).permute(0, 3, 1, 2)
+    expected = F.interpolate(expected, size=(16, 16), mode="bicubic", antialias=True).flatten(2).mT
+    torch.testing.assert_close(model.pos_embed[:, 1:], expected)
+    words = "\n".join(lines)
+    assert "fresh: head.weight, head.bias" in words and "8 x 8 to 16 x 16" in words
+
+    wide = TrainConfig.create(dataset="cifar10", embed_dim=64).build_model()
+    with pytest.raises(UserError, match="same width"):
+        checkpoint.load_weights(wide, tmp_path / "a.pt")
+
+
+def test_fine_tuning_from_the_teaching_layout(tmp_path):
+    theirs = scramble(Teaching())
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pt")
+    flags = ["--dataset", "digits", "--n_channels", 3, "--image_size", 16, "--patch_size", 4, "--embed_dim", 24,
+             "--n_layers", 2, "--head", "mlp", "--num_train_images", 100, "--epochs", 1, "--no_test"]  # fmt: skip
+    done = run("train.py", *flags, "--init_from", tmp_path / "theirs.pt", "-lr", 1e-9, "--min_lr", 0, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "36 of 36 tensors used" in done.stdout
+    after = checkpoint.load(tmp_path / "model/vit-layer2-16-digits").model
+    torch.testing.assert_close(after.blocks[0].mlp.fc1.weight, theirs.encoder[0].fc1.weight, atol=1e-4, rtol=0)
+
+
+# ------------------------------------------------------------------------------------------- logging
+
+
+def test_tensorboard_holds_the_curves(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    contents, report, output = fit(tmp_path, epochs=3, log_backend="tensorboard", log_every_n_steps=2)
+    events = accumulator.EventAccumulator(str(output / "tensorboard"))
+    events.Reload()
+    rows = list(csv.DictReader((output / "metrics.csv").open()))
+    for name in ("train_loss", "val_accuracy", "learning_rate", "images_per_second"):
+        logged = events.Scalars(f"epoch/{name}")
+        assert [event.value for event in logged] == pytest.approx([float(row[name]) for row in rows])
+        assert [event.step for event in logged] == [9, 18, 27]
+    assert [event.step for event in events.Scalars("step/loss")] == list(range(2, 28, 2))
+    assert set(events.Tags()["images"]) == {"loss", "accuracy"}
+
+
+def test_weights_and_biases_offline(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    env = {**os.environ, "WANDB_MODE": "offline"}
+    flags = [*FLAGS, "--epochs", 1, "--no_test", "--log_backend", "wandb", "--project_name", "trial"]
+    done = run("train.py", *flags, cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+    (file,) = tmp_path.rglob("run-*.wandb")
+    assert b"trial" in file.read_bytes() and b"epoch/train_loss" in file.read_bytes()
+
+
+def test_a_missing_logger_is_named_before_any_work(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for backend, package in (("tensorboard", "tensorboard"), ("wandb", "wandb"), ("both", "tensorboard")):
+        with pytest.raises(UserError, match=f"pip install {package}"):
+            tracking.check(backend)
+    tracking.check("none")
+
+
+# ----------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--amp", "fp16", "--device", "cpu"], ["fp16", "CPU"]),
+        (["--early_stopping", 3, "--val_split", 0], ["--early_stopping", "--val_split 0"]),
+        (["--warmup_steps", 10, "--warmup_epochs", 1], ["--warmup_steps", "--warmup_epochs"]),
+        (["--stem", "conv", "--patch_size", 3], ["3", "power of two"]),
+        (["--stem", "conv", "--patch_size", 1], ["1", "power of two"]),
+        (["--init_from", "nowhere.pt"], ["nowhere.pt"]),
+        (["--init_from", "a.pt", "--resume", "b.pt"], ["--init_from", "--resume"]),
+        (["--ema_decay", 1], ["--ema_decay 1"]),
+        (["--mix_prob", 2], ["--mix_prob 2"]),
+    ],
+)
+def test_contradictions_are_refused_before_any_work(tmp_path, flags, words):
+    assert_refused(run("train.py", *FLAGS, *flags, cwd=tmp_path), *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cutmix_needs_two_classes(tmp_path):
+    for part in ("train", "test"):
+        (tmp_path / "images" / part / "only").mkdir(parents=True)
+        data.Image.new("RGB", (8, 8)).save(tmp_path / "images" / part / "only" / "a.png")
+    done = run("train.py", "--dataset", "folder", "--data_path", tmp_path / "images", "--cutmix", 1, cwd=tmp_path)
+    assert_refused(done, "--cutmix", "two classes")
+
+
+def test_every_config_can_be_trained(tmp_path):
+    """Each file of configs/ is read, builds its model, and takes two steps on which the loss falls."""
+    files = sorted((ROOT / "configs").glob("*.yaml"))
+    assert files
+    for file in files:
+        config = TrainConfig.from_args(["--config", str(file)])
+        assert file.read_text().startswith("# ")
+        config.folder_name == file.stem or pytest.fail(f"{file.name} trains {config.folder_name}")
+        config = dataclasses.replace(config, device="cpu", ema_decay=0.0)
+        model = config.build_model().train()
+        optimizers = engine.make_optimizers(model, config)
+        images = torch.randn(2, config.in_chans, config.img_size, config.img_size)
+        losses = []
+        for _ in range(4):
+            loss = F.cross_entropy(model(images), torch.tensor([0, 1]))
+            loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            losses.append(loss.item())
+        assert min(losses[1:]) < losses[0], file

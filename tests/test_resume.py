@@ -1,0 +1,184 @@
+"""Interrupted runs: killed at a step, in the middle of a write, by a signal; resumed, they end with
+the weights of a run that nobody disturbed."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, assert_refused, run
+
+import checkpoint
+
+# everything that has a state: average, two optimisers, dropout, augmentation, mixing, accumulation
+FLAGS = (
+    "--dataset digits --embed_dim 16 --n_layers 2 --num_train_images 400 --epochs 4 --optimizer muon --ema_decay 0.9 "
+    "--dropout 0.2 --drop_path_rate 0.2 --augment randaugment --random_erasing 0.3 --mixup 0.4 --cutmix 1 "
+    "--grad_accum_steps 2 --clip_grad 1 --save_every_n_steps 4 --save_every_n_epochs 1 --num_test_images 50"
+).split()  # 12 batches, 6 steps an epoch
+NAME = "vit-layer2-8-digits"
+
+# train.py, killed like kill -9 by its own hand: at the Nth batch, or half way through the Nth save
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+import torch, engine, train
+kind, at, log = {kind!r}, {at}, {log!r}
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+batches = 0
+real_rate, real_save = engine.learning_rate, torch.save
+def rate(*a, **k):
+    global batches
+    batches += 1
+    open(log, "w").write(str(batches))
+    if kind == "batch" and batches == at:
+        die()
+    return real_rate(*a, **k)
+saves = 0
+def save(contents, file):
+    global saves
+    saves += 1
+    if kind == "save" and saves == at:
+        import io
+        whole = io.BytesIO()
+        real_save(contents, whole)
+        file.write(whole.getvalue()[: whole.tell() // 2])
+        file.flush()
+        die()
+    real_save(contents, file)
+engine.learning_rate, torch.save = rate, save
+sys.argv = ["train.py", *{flags!r}]
+train.run_cli(train.main)
+"""
+
+
+def train(root, *more, kind="none", at=0):
+    """Run train.py in `root`; (process, how many batches it trained on)."""
+    log = root / "batches"
+    code = KILLED.format(root=str(ROOT), kind=kind, at=at, log=str(log), flags=[*FLAGS, *map(str, more)])
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    return done, int(log.read_text())
+
+
+def final(root):
+    return checkpoint.read(root / "model" / NAME / "last.pt")
+
+
+def assert_same_end(root, undisturbed):
+    ours, theirs = final(root), final(undisturbed)
+    for part in (lambda c: c["model"], lambda c: c["training"]["raw_model"]):
+        for name, value in part(theirs).items():
+            assert torch.equal(value, part(ours)[name]), name
+    best = [checkpoint.read(where / "model" / NAME / "best.pt")["model"] for where in (root, undisturbed)]
+    assert all(torch.equal(value, best[1][name]) for name, value in best[0].items())
+    rows = [list(csv.DictReader((where / "output" / NAME / "metrics.csv").open())) for where in (root, undisturbed)]
+    timed = ("seconds", "images_per_second")
+    rows = [[{name: v for name, v in row.items() if name not in timed} for row in table] for table in rows]
+    assert rows[0] == rows[1] and [row["epoch"] for row in rows[0]] == ["1", "2", "3", "4"]
+    reports = [json.loads((where / "output" / NAME / "report.json").read_text()) for where in (root, undisturbed)]
+    assert reports[0]["test"] == reports[1]["test"]
+    assert not list((root / "model").rglob("*.part*")) or ours  # a torn file is beside, never in place
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    root = tmp_path_factory.mktemp("undisturbed")
+    done, batches = train(root)
+    assert done.returncode == 0, done.stderr
+    assert batches == 4 * 12
+    return root
+
+
+def test_killed_again_and_again(undisturbed, tmp_path):
+    """Saves: 1 at the start; then, an epoch, 2 within it (steps 4, 8), best.pt (or not), periodic, last."""
+    trained = 0
+    for kind, at in (("batch", 7), ("batch", 11), ("save", 2), ("save", 6), ("batch", 14)):
+        done, batches = train(tmp_path, "--resume", "auto", kind=kind, at=at)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        trained += batches
+    done, batches = train(tmp_path, "--resume", "auto")
+    assert done.returncode == 0, done.stderr
+    assert "going on after" in done.stdout
+    assert batches < 4 * 12 and trained + batches < 2 * 4 * 12  # it did not start over
+    assert_same_end(tmp_path, undisturbed)
+
+
+def test_from_a_periodic_file(undisturbed, tmp_path):
+    done, _ = train(tmp_path)
+    assert done.returncode == 0, done.stderr
+    done, batches = train(tmp_path, "--resume", tmp_path / "model" / NAME / "ViT_model_002.pt")
+    assert done.returncode == 0 and batches == 2 * 12
+    assert_same_end(tmp_path, undisturbed)
+
+
+def test_a_finished_run_is_said_to_be_finished(undisturbed):
+    before = (undisturbed / "model" / NAME / "last.pt").read_bytes()
+    done = run("train.py", *FLAGS, "--resume", "auto", cwd=undisturbed)
+    assert done.returncode == 0 and "is finished" in done.stdout
+    assert (undisturbed / "model" / NAME / "last.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_resume_goes_on(undisturbed, tmp_path, number, status):
+    command = [sys.executable, "-u", ROOT / "train.py", *FLAGS]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith("epoch   1"):
+                break
+        time.sleep(0.1)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == status, err
+    assert "last.pt" in err and len(err.strip().splitlines()) == 1
+    assert final(tmp_path)["training"]["progress"]["epoch"] < 4
+    done, batches = train(tmp_path, "--resume", "auto")
+    assert done.returncode == 0 and batches < 4 * 12
+    assert_same_end(tmp_path, undisturbed)
+
+
+def test_resume_auto_begins_anew_where_there_is_nothing(tmp_path):
+    done, batches = train(tmp_path, "--resume", "auto", "--epochs", 1)
+    assert done.returncode == 0 and batches == 12 and "going on" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--n_layers", 3, "--resume", "model"], ["--n_layers", "2", "3"]),
+        (["--batch_size", 16, "--resume", "model"], ["--batch_size", "32", "16"]),
+        (["--optimizer", "adamw", "--resume", "model"], ["--optimizer", "muon"]),
+        (["--ema_decay", 0, "--resume", "model"], ["--ema_decay"]),
+        (["--resume", "nowhere.pt"], ["nowhere.pt", "does not exist"]),
+        (["--resume", "weights.pt"], ["weights.pt", "--init_from"]),
+        (["--resume", "auto", "--overwrite"], ["--overwrite", "--resume"]),
+    ],
+)
+def test_what_does_not_fit_is_refused(undisturbed, flags, words):
+    torch.save({"a": torch.zeros(1)}, undisturbed / "weights.pt")
+    flags = [str(undisturbed / "model" / NAME / "last.pt") if flag == "model" else flag for flag in flags]
+    before = (undisturbed / "model" / NAME / "last.pt").read_bytes()
+    assert_refused(run("train.py", *FLAGS, *flags, cwd=undisturbed), *words)
+    assert (undisturbed / "model" / NAME / "last.pt").read_bytes() == before
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
+    """The kernel refuses to let files grow over a limit, as a full disk does."""
+    done, _ = train(tmp_path, "--epochs", 1)
+    before = (tmp_path / "model" / NAME / "last.pt").read_bytes()
+    code = f"""
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) // 2}, {len(before) // 2}))
+sys.path.insert(0, {str(ROOT)!r})
+sys.argv = ["train.py", *{[*FLAGS, "--resume", "auto"]!r}]
+runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=os.environ)
+    assert_refused(done, "last.pt", "File too large", "intact")
+    assert (tmp_path / "model" / NAME / "last.pt").read_bytes() == before
+    assert not list(tmp_path.rglob("*.part"))
