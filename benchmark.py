@@ -32,11 +32,10 @@ from config import FIELDS, Parser, TrainConfig, UserError, add_flags, in_groups,
 class TextbookAttention(nn.Module):
     """Multi-head self-attention as tutorials write it."""
 
-    def __init__(self, dim, num_heads, drop_rate):
+    def __init__(self, dim, num_heads):
         super().__init__()
         self.num_heads = num_heads
         self.queries, self.keys, self.values, self.out_projection = (nn.Linear(dim, dim) for _ in range(4))
-        self.dropout = nn.Dropout(drop_rate)
 
     def forward(self, x, return_attention=False):
         B, N, D = x.shape
@@ -45,16 +44,15 @@ class TextbookAttention(nn.Module):
         )
         scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
         x = torch.softmax(scores, dim=-1) @ v
-        return self.dropout(self.out_projection(x.transpose(1, 2).reshape(B, N, D))), None
+        return self.out_projection(x.transpose(1, 2).reshape(B, N, D)), None
 
 
 def textbook(config):
     """Our model with its attention and dropout written the tutorials' way."""
     model = config.build_model()
     for block in model.blocks:
-        block.attn = TextbookAttention(config.embed_dim, config.num_heads, config.drop_rate)
-        block.mlp.drop1, block.mlp.drop2 = nn.Dropout(config.drop_rate), nn.Dropout(config.drop_rate)
-    model.pos_drop = nn.Dropout(config.drop_rate)
+        block.attn = TextbookAttention(config.embed_dim, config.num_heads)
+        block.mlp.drop = nn.Dropout(config.drop_rate)
     return model
 
 
@@ -63,12 +61,13 @@ def timm_model(config):
     from timm.models.vision_transformer import VisionTransformer
 
     names = ("img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads", "mlp_ratio")
-    return VisionTransformer(
+    model = VisionTransformer(
         **{name: getattr(config, name) for name in (*names, "qkv_bias", "attn_drop_rate")},
-        pos_drop_rate=config.drop_rate,
-        proj_drop_rate=config.drop_rate,
         global_pool="token" if config.pool == "cls" else "avg",
     )
+    for block in model.blocks:
+        block.mlp.drop1 = nn.Dropout(config.drop_rate)
+    return model
 
 
 def make_step(model, optimizer, images, labels, amp):

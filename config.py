@@ -75,9 +75,7 @@ class TrainConfig:
     num_heads: int = setting(4, "model", "attention heads; divide the width", "n_attention_heads", low=1, high=65536)
     mlp_ratio: float = setting(2.0, "model", "hidden width of the MLP over embed_dim", "forward_mul", above=0, high=64)
     qkv_bias: bool = setting(True, "model", "biases in the query, key and value projections")
-    drop_rate: float = setting(
-        0.1, "model", "dropout of position embedding, projection, MLP", "dropout", low=0, high=0.99
-    )
+    drop_rate: float = setting(0.1, "model", "dropout inside the MLP", "dropout", low=0, high=0.99)
     attn_drop_rate: float = setting(0.0, "model", "dropout of the attention weights", low=0, high=0.99)
     drop_path_rate: float = setting(0.0, "model", "stochastic depth of the last block", low=0, high=0.99)
     stem: str = setting("linear", "model", "patches, or a convolutional tokenizer", choices=("linear", "conv"))

