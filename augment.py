@@ -52,7 +52,7 @@ def warp(images, inverse):
     return F.grid_sample(images, grid.to(images.dtype), mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def random_affine(images, generator, *, degrees=10.0, shift=0.05, scale=0.1):
+def random_affine(images, generator, *, degrees=8.0, shift=0.04, scale=0.08):
     """A random rotation (-degrees..degrees), shift (a fraction of the side, either way) and scaling
     (1 - scale .. 1 + scale)."""
     B, side = len(images), images.shape[-1]

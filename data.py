@@ -85,7 +85,7 @@ DATASETS = {
         mean=(0.3059,),
         std=(0.3762,),
         augment="affine",
-        defaults=dict(patch_size=2, embed_dim=64, depth=4, batch_size=32, learning_rate=2e-3),
+        defaults=dict(patch_size=2, embed_dim=64, depth=4, batch_size=32, learning_rate=2e-3, stem="conv", pool="seq"),
     ),
     "folder": DatasetInfo(  # the classes are the folders' names, mean and std are measured
         classes=(),
@@ -370,6 +370,10 @@ class TensorBatches:
             yield normalise(resize(images, self.img_size), self.mean, self.std), labels[batch - self.start]
 
 
+def _stack_pixels(items):  # a function with a name: worker processes must find it
+    return torch.stack([pixels for pixels, _, _ in items])
+
+
 class FileBatches(TensorBatches):
     """The same of image files too many for memory: decoded for each batch, in worker processes."""
 
@@ -382,7 +386,7 @@ class FileBatches(TensorBatches):
             torch.utils.data.Subset(self.dataset, order.tolist()),
             batch_size=self.batch_size,
             num_workers=self.num_workers,
-            collate_fn=lambda items: torch.stack([pixels for pixels, _, _ in items]),
+            collate_fn=_stack_pixels,
         )
         for pixels in loader:
             yield pixels.to(self.labels.device, non_blocking=True)

@@ -190,6 +190,7 @@ class Progress:
     best_epoch: int = 0
     best_loss: float = math.inf  # the lowest validation loss, and epochs since: early stopping
     waited: int = 0
+    images: int = 0  # of a whole epoch
     finished: bool = False
     wall: float = 0.0  # seconds of the whole run, interruptions apart
 
@@ -514,19 +515,21 @@ def find_resume(config):
         raise UserError(f"--resume {path} holds weights without the state of a training; --init_from starts from them")
     was = contents["config"]
     for name in (*config.model_args(), *KEPT):
-        if was[name] != getattr(config, name):
+        before = was.get(name, FIELDS[name].default)
+        if before != getattr(config, name):
             raise UserError(
-                f"--resume {path}: it was trained with {flag(name)} {was[name]}, not {getattr(config, name)}; "
+                f"--resume {path}: it was trained with {flag(name)} {before}, not {getattr(config, name)}; "
                 "give the same, or start anew without --resume"
             )
     if bool(was["ema_decay"]) != bool(config.ema_decay):
         raise UserError(f"--resume {path}: it was trained with --ema_decay {was['ema_decay']:g}; give the same")
-    where = ("folder_name", "model_path", "output_path", "data_path", "device", "num_workers", "resume", "overwrite")
-    for name in FIELDS.keys() - set(where):
-        if name in was and was[name] != getattr(config, name):
-            print(f"resuming with {flag(name)} {getattr(config, name)}, until now {was[name]}")
     config.model_path, config.folder_name = str(path.parent.parent), path.parent.name
     return contents
+
+
+def out_of_patience(config, progress):
+    """Whether early stopping ends the run here."""
+    return config.early_stopping is not None and progress.waited >= config.early_stopping
 
 
 def check(config):
@@ -581,9 +584,10 @@ def fit(model, sets, config):
         best = models / "best.pt"
         if best.exists() and checkpoint.read(best)["training"]["progress"]["epoch"] > progress.epoch:
             progress.best = None  # best.pt is from after the point we return to, so the next epoch replaces it
-    if progress.finished and (progress.epoch >= config.epochs or config.early_stopping):
+    if progress.finished and (progress.epoch >= config.epochs or out_of_patience(config, progress)):
         print(f"{config.folder_name} is finished: {progress.epoch} epochs, {models / 'best.pt'}")
         return json.loads((outputs / "report.json").read_text())
+    progress.finished = False
     began = time.perf_counter() - progress.wall
 
     with checkpoint.replacing(outputs / "config.yaml") as part:
@@ -598,6 +602,20 @@ def fit(model, sets, config):
         )
     if resumed:
         print(f"going on after {progress.epoch} epochs and {progress.step} batches")
+        where = (
+            "folder_name",
+            "model_path",
+            "output_path",
+            "data_path",
+            "device",
+            "num_workers",
+            "resume",
+            "overwrite",
+        )
+        for name in [name for name in FIELDS if name not in where]:
+            before, now = resumed["config"].get(name), getattr(config, name)
+            if before != now:
+                print(f"from here on with {flag(name)} {now}, until now {before}")
     else:
         run.save("last.pt", sets)  # so that there is one, and a full disk is found before the first epoch
     run.forward = model
@@ -607,7 +625,7 @@ def fit(model, sets, config):
     steps = len(sets.train)
     run.tracker = tracking.Tracker(config, outputs, progress.epoch * steps + progress.step)
     with contextlib.closing(run.tracker), stop_at_signal() as stop:
-        while progress.epoch < config.epochs:
+        while progress.epoch < config.epochs and not out_of_patience(config, progress):
             train_loss, train_accuracy = train_one_epoch(run, sets, stop)
             val = evaluate(run.evaluated, sets.val, amp, "validate") if sets.val else None
 
@@ -630,6 +648,7 @@ def fit(model, sets, config):
             run.tracker.scalars(row["epoch"] * steps, {f"epoch/{name}": row[name] for name in COLUMNS[1:]})
 
             # the next epoch starts from zero
+            progress.images = progress.seen
             progress.epoch, progress.step = progress.epoch + 1, 0
             progress.loss_sum, progress.correct, progress.seen, progress.seconds = 0.0, 0, 0, 0.0
             progress.wall = time.perf_counter() - began
@@ -645,11 +664,10 @@ def fit(model, sets, config):
             if config.save_every_n_epochs and progress.epoch % config.save_every_n_epochs == 0:
                 run.save(f"ViT_model_{progress.epoch:03d}.pt", sets)
             run.save("last.pt", sets)
-            if config.early_stopping and progress.waited >= config.early_stopping:
-                print(f"stopped early: no lower validation loss for {progress.waited} epochs")
-                break
             if stop():
                 raise Stopped(stop())
+        if out_of_patience(config, progress):
+            print(f"stopped early: no lower validation loss for {progress.waited} epochs")
 
         # the test set, once, with the weights that validation chose
         chosen = checkpoint.read(models / "best.pt")
@@ -657,7 +675,6 @@ def fit(model, sets, config):
         test = evaluate(run.evaluated, sets.test, amp, "test") if sets.test and not config.no_test else None
 
         row = progress.history[progress.best_epoch - 1]
-        images_an_epoch = round(row["images_per_second"] * row["seconds"])
         report = make_report(
             name=config.folder_name,
             dataset=config.dataset,
@@ -666,8 +683,8 @@ def fit(model, sets, config):
             device=device,
             model=model,
             seconds=time.perf_counter() - began,
-            images_per_second=images_an_epoch * len(progress.history) / sum(row["seconds"] for row in progress.history),
-            train=metrics.running(row["train_accuracy"], row["train_loss"], images_an_epoch),
+            images_per_second=progress.images * len(progress.history) / sum(row["seconds"] for row in progress.history),
+            train=metrics.running(row["train_accuracy"], row["train_loss"], progress.images),
             val=progress.best,
             test=test,
         )

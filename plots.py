@@ -72,8 +72,8 @@ def confusion_matrix(counts, classes, path):
     return save(figure, path)
 
 
-def prediction(image, attention, title, path):
-    """A PIL image, and beside it the same image under its attention map (G x G, any scale)."""
+def prediction(image, attention, title, path, *, words="CLS attention, last block"):
+    """A PIL image, and beside it the same image under its attention map (G x G), called `words`."""
     figure = Figure(figsize=(7, 3.9), layout="constrained")
     left, right = figure.subplots(1, 2)
     pixels = np.asarray(image.convert("RGB"))
@@ -84,7 +84,7 @@ def prediction(image, attention, title, path):
     right.imshow(pixels, interpolation="nearest")
     shades = np.asarray(shades) * weights.max()
     drawn = right.imshow(shades, cmap="inferno", alpha=0.65, interpolation="nearest", vmin=0)
-    right.set_title("CLS attention, last block")
+    right.set_title(words)
     for axes in (left, right):
         axes.set_axis_off()
     figure.colorbar(drawn, ax=right, shrink=0.8, label="share of attention")

@@ -123,7 +123,8 @@ def test_one(found, image, name, picture, label=None):
         print(f"true class: {label}")
     title = f"{likeliest[0][0]} {likeliest[0][1]:.1%}" + (f" (true: {label})" if label is not None else "")
     square = data.square(image, found.model.img_size if label is not None else max(224, found.model.img_size))
-    plots.prediction(square, explain.cls_attention(attention)[0].detach().cpu(), title, picture)
+    words = "CLS attention, last block" if found.model.has_cls else "attention, last block, mean of all tokens"
+    plots.prediction(square, explain.cls_attention(attention)[0].detach().cpu(), title, picture, words=words)
     print(picture)
     return {"image": str(name), "true": label, "top": [{"class": c, "probability": p} for c, p in likeliest]}
 

@@ -19,7 +19,17 @@ import engine
 import tracking
 from config import TrainConfig, UserError
 
-TINY = dict(dataset="digits", embed_dim=16, n_layers=2, num_train_images=300, dropout=0.0, augment="none", amp="off")
+TINY = dict(
+    dataset="digits",
+    stem="linear",
+    pool="cls",
+    embed_dim=16,
+    n_layers=2,
+    num_train_images=300,
+    dropout=0.0,
+    augment="none",
+    amp="off",
+)
 FLAGS = [str(word) for name, value in TINY.items() for word in (f"--{name}", value)]
 
 
@@ -213,7 +223,7 @@ def test_fine_tuning_from_the_teaching_layout(tmp_path):
     theirs = scramble(Teaching())
     torch.save(theirs.state_dict(), tmp_path / "theirs.pt")
     flags = ["--dataset", "digits", "--n_channels", 3, "--image_size", 16, "--patch_size", 4, "--embed_dim", 24,
-             "--n_layers", 2, "--head", "mlp", "--num_train_images", 100, "--epochs", 1, "--no_test"]  # fmt: skip
+             "--n_layers", 2, "--stem", "linear", "--pool", "cls", "--head", "mlp", "--num_train_images", 100, "--epochs", 1, "--no_test"]  # fmt: skip
     done = run("train.py", *flags, "--init_from", tmp_path / "theirs.pt", "-lr", 1e-9, "--min_lr", 0, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "36 of 36 tensors used" in done.stdout

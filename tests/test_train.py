@@ -20,7 +20,7 @@ from PIL import Image
 import checkpoint
 import data
 import engine
-from config import TrainConfig, UserError
+from config import TrainConfig
 
 TINY = ["--dataset", "digits", "--embed_dim", 16, "--n_layers", 1, "--num_train_images", 100]
 
@@ -241,9 +241,3 @@ def test_the_readmes_ten_lines_run(tmp_path, monkeypatch):
     assert len(space["guesses"]) == 5 and math.isclose(
         sum(s for _, s in space["found"].predict(space["image"], 10)), 1, abs_tol=1e-5
     )
-
-
-def test_a_full_disk_is_said(tmp_path):
-    config = TrainConfig.create(dataset="digits", epochs=1, model_path="/dev/full/x", output_path=str(tmp_path))
-    with pytest.raises(UserError, match="--model_path"):
-        engine.fit(config.build_model(), data.load(config), config)
