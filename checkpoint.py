@@ -99,7 +99,8 @@ def read(path):
             "where you trust it, save its state dict: torch.save(model.state_dict(), 'weights.pt')"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError) as error:
-        raise UserError(f"{path} is no whole checkpoint ({str(error).splitlines()[0]}); copy it again") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} is no whole checkpoint ({reason}); copy it again") from None
 
 
 @dataclass

@@ -18,6 +18,7 @@ normalising happen there, a batch at a time.
 import dataclasses
 import hashlib
 import math
+import os
 import shutil
 import tempfile
 import warnings
@@ -259,6 +260,12 @@ class _Decoded(torch.utils.data.Dataset):
             return None, label, str(error)
 
 
+def workers(config):
+    """config.num_workers, but no more than this process may have cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(config.num_workers, cores)
+
+
 def decode(files, config, what):
     """Decode image files in worker processes, each once: (uint8 n x C x S x S, int64 n, the readable
     files). The images are None where they would take more than config.cache_gb; they are then
@@ -270,7 +277,7 @@ def decode(files, config, what):
     fits = len(files) * channels * size**2 <= config.cache_gb * 1e9
     images = torch.empty(len(files), channels, size, size, dtype=torch.uint8) if fits else None
     loader = torch.utils.data.DataLoader(
-        _Decoded(files, size, channels), batch_size=32, num_workers=config.num_workers, collate_fn=list
+        _Decoded(files, size, channels), batch_size=32, num_workers=workers(config), collate_fn=list
     )
     good, bad = [], []
     with tqdm(total=len(files), desc=f"decode {what}", leave=False, disable=None, unit="image") as bar:
@@ -441,7 +448,7 @@ def load(config, splits=("train", "val", "test"), *, mean=None, std=None):
         options.update(augment=augment, random_erasing=config.random_erasing)
         labels = labels[chosen].to(device)
         if images is None:
-            files, more = [files[i] for i in chosen], dict(in_chans=config.in_chans, num_workers=config.num_workers)
+            files, more = [files[i] for i in chosen], dict(in_chans=config.in_chans, num_workers=workers(config))
             return FileBatches(files, labels, **more, **options)
         return TensorBatches(as_channels(images[chosen], config.in_chans).to(device), labels, **options)
 

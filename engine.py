@@ -216,15 +216,19 @@ class Run:
         return self.average.module if self.average else self.model
 
     def save(self, name, sets):
-        """Write MODEL_PATH/NAME/name, from which restore() goes on exactly here."""
+        """Write MODEL_PATH/NAME/name, from which restore() goes on exactly here; of best.pt, which is
+        for use, the weights and the progress alone (and the raw weights beside their average)."""
         training = {
             "progress": asdict(self.progress),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "scaler": self.scaler.state_dict(),
             "raw_model": self.model.state_dict() if self.average else None,
-            "averaged": int(self.average.n_averaged) if self.average else 0,
-            "generators": generator_states(self.device),
         }
+        if name != "best.pt":
+            training |= {
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+                "scaler": self.scaler.state_dict(),
+                "averaged": int(self.average.n_averaged) if self.average else 0,
+                "generators": generator_states(self.device),
+            }
         known = dict(classes=sets.classes, mean=sets.mean, std=sets.std, history=self.progress.history)
         path = self.config.checkpoint_folder / name
         checkpoint.save(path, self.evaluated, self.config, **known, training=training)
@@ -474,8 +478,8 @@ def claim_folders(config):
 
     def files_of(name):
         folders = Path(config.model_path) / name, Path(config.output_path) / name
-        found = [folder / file for folder in folders for file in RUN_FILES if (folder / file).is_file()]
-        return found + [file for folder in folders for file in folder.glob("ViT_model_*.pt")]
+        found = {folder / file for folder in folders for file in RUN_FILES if (folder / file).is_file()}
+        return found | {file for folder in folders for file in folder.glob("ViT_model_*.pt")}
 
     wanted, number = config.folder_name, 2
     while not config.overwrite and files_of(config.folder_name):
@@ -511,7 +515,7 @@ def find_resume(config):
         return None
     path = path / "last.pt" if path.is_dir() else path
     contents = checkpoint.read(path)
-    if not isinstance(contents, dict) or "training" not in contents:
+    if not isinstance(contents, dict) or "optimizers" not in contents.get("training", {}):
         raise UserError(f"--resume {path} holds weights without the state of a training; --init_from starts from them")
     was = contents["config"]
     for name in (*config.model_args(), *KEPT):

@@ -271,17 +271,27 @@ class VisionTransformer(nn.Module):
             self.head.add_module("fc2", nn.Linear(embed_dim, num_classes))
 
         self.apply(self._init_weights)
-        if self.has_cls:
-            nn.init.trunc_normal_(self.cls_token, std=0.02)
         with torch.no_grad():
             self.pos_embed[0, self.has_cls :] = 0.3 * sine_positions(self.grid_size, embed_dim)
+        if self.has_cls:
+            nn.init.trunc_normal_(self.cls_token, std=0.02)
+        for block in self.blocks:  # which then begins as the identity
+            nn.init.zeros_(block.attn.proj.weight)
+            nn.init.zeros_(block.mlp.fc2.weight)
 
     @staticmethod
     def _init_weights(module):
-        if isinstance(module, nn.Linear | nn.Conv2d):
+        if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+        elif isinstance(module, PatchEmbed):  # as strong as the positions
+            nn.init.trunc_normal_(module.proj.weight, std=0.35 * module.proj.weight[0].numel() ** -0.5)
+            nn.init.zeros_(module.proj.bias)
+        elif isinstance(module, ConvStem):
+            for layer in module.layers:
+                if isinstance(layer, nn.Conv2d):
+                    nn.init.kaiming_normal_(layer.weight)
 
     def forward(self, images, return_attention=False, return_hidden=False):
         """Logits B x C of images B x in_chans x img_size x img_size (normalised floats).

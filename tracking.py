@@ -63,4 +63,4 @@ class Tracker:
         if self.board:
             self.board.close()
         if self.wandb:
-            self.wandb.finish(quiet=True)
+            self.wandb.finish()

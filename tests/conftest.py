@@ -1,5 +1,6 @@
 """Fixtures: real digits, real CIFAR-10 where ../shared is, and one small trained model."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,9 @@ def run(script, *args, cwd=None, **more):
     """Run one of the scripts as a user does; the finished process, its output as text."""
     command = [sys.executable, str(ROOT / script), *map(str, args)]
     return subprocess.run(command, cwd=cwd or ROOT, capture_output=True, text=True, **more)
+
+
+os.environ["OMP_NUM_THREADS"] = "1"  # two pytest workers, each with its scripts, share the cores
 
 
 def assert_refused(done, *words):

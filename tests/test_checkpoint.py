@@ -188,9 +188,11 @@ def test_bad_checkpoints_are_refused(tmp_path):
         ("list.pt", "list"),
         ("lacking.pt", "encoder.1.fc2.bias"),
     ):
-        done = run("test.py", "--model_path", tmp_path / name, "--dataset", "cifar10", cwd=tmp_path)
-        assert_refused(done, tmp_path / name, word)
-    assert not (tmp_path / "ran").exists()
+        with pytest.raises(UserError) as caught:
+            checkpoint.load(tmp_path / name)
+        assert str(tmp_path / name) in str(caught.value) and word in str(caught.value)
+    assert_refused(run("test.py", "--model_path", tmp_path / "evil.pt", cwd=tmp_path), "evil.pt", "was not run")
+    assert not list(tmp_path.glob("**/ran")) and not os.path.exists("ran")
     assert not (tmp_path / "output").exists()
 
 

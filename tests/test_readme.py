@@ -69,6 +69,6 @@ def test_digits_defaults_are_told():
 
 
 def test_help_of_every_script():
-    for script in ("train.py", "test.py", "benchmark.py", "data.py", "model.py"):
+    for script in ("train.py", "test.py", "benchmark.py"):
         done = run(script, "--help")
         assert done.returncode == 0 and "usage" in done.stdout, done.stderr

@@ -77,7 +77,7 @@ def test_the_average_is_the_exponential_one(tmp_path):
 
 @pytest.mark.parametrize("args", [dict(optimizer="muon"), dict(optimizer="sgd", learning_rate=0.2), dict()])
 def test_every_optimiser_learns(tmp_path, args):
-    contents, report, _ = fit(tmp_path, epochs=8, **args)
+    contents, report, _ = fit(tmp_path, **{"epochs": 25, "learning_rate": 5e-3, **args})
     losses = [row["train_loss"] for row in contents["history"]]
     assert losses[-1] < 0.75 * losses[0]
 
@@ -153,13 +153,12 @@ def test_warmup_in_steps():
 
 
 def test_early_stopping_waits_its_epochs(tmp_path):
-    rest = dict(learning_rate=1e-6, min_lr=0, warmup_epochs=0)
-    contents, _, _ = fit(tmp_path, epochs=50, early_stopping=2, **{**rest, "learning_rate": 0.5, "optimizer": "sgd"})
+    contents, _, _ = fit(tmp_path, epochs=50, early_stopping=2, learning_rate=0.02, warmup_epochs=0)
     losses = [row["val_loss"] for row in contents["history"]]
     assert len(losses) < 50 and contents["training"]["progress"]["finished"]
-    assert min(losses[-2:]) >= min(losses[:-2]) and all(
-        min(losses[i - 1 : i + 1]) < min(losses[: i - 1]) for i in range(2, len(losses) - 1)
-    )
+    lower = [losses[i] < min(losses[:i]) for i in range(1, len(losses))]
+    assert lower[-2:] == [False, False]  # the last two brought nothing lower, as no two before them
+    assert all(lower[i] or lower[i + 1] for i in range(len(lower) - 2))
 
 
 # ----------------------------------------------------------------------------------------- compiling
@@ -222,11 +221,13 @@ def test_fine_tuning_starts_from_the_weights(tmp_path):
 def test_fine_tuning_from_the_teaching_layout(tmp_path):
     theirs = scramble(Teaching())
     torch.save(theirs.state_dict(), tmp_path / "theirs.pt")
-    flags = ["--dataset", "digits", "--n_channels", 3, "--image_size", 16, "--patch_size", 4, "--embed_dim", 24,
-             "--n_layers", 2, "--stem", "linear", "--pool", "cls", "--head", "mlp", "--num_train_images", 100, "--epochs", 1, "--no_test"]  # fmt: skip
+    flags = (
+        "--dataset digits --n_channels 3 --image_size 16 --patch_size 4 --embed_dim 24 --n_layers 2 --stem linear "
+        "--pool cls --head mlp --num_train_images 100 --epochs 1 --no_test"
+    ).split()
     done = run("train.py", *flags, "--init_from", tmp_path / "theirs.pt", "-lr", 1e-9, "--min_lr", 0, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "36 of 36 tensors used" in done.stdout
+    assert "34 of 34 tensors used" in done.stdout
     after = checkpoint.load(tmp_path / "model/vit-layer2-16-digits").model
     torch.testing.assert_close(after.blocks[0].mlp.fc1.weight, theirs.encoder[0].fc1.weight, atol=1e-4, rtol=0)
 
