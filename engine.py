@@ -287,7 +287,8 @@ def train_one_epoch(run, sets, stop):
 
     def add_up():
         nonlocal clock
-        for batch, loss, correct, n in [(b, loss.item(), correct.item(), n) for b, loss, correct, n in pending]:
+        for batch, loss, correct, n in pending:
+            loss = loss.item()
             if not math.isfinite(loss):
                 raise UserError(
                     f"the loss is {loss} at step {batch + 1} of epoch {progress.epoch + 1}; lower "
@@ -295,7 +296,7 @@ def train_one_epoch(run, sets, stop):
                     f"{config.checkpoint_folder / 'last.pt'}"
                 )
             progress.loss_sum += loss * n
-            progress.correct += correct
+            progress.correct += correct.item()
             progress.seen += n
         pending.clear()
         now = time.perf_counter()
@@ -350,7 +351,7 @@ def train_one_epoch(run, sets, stop):
                         "step/images_per_second": progress.seen / progress.seconds,
                     },
                 )
-            if not bar.disable and not pending and step % 10 == 0:
+            if not bar.disable and not pending and (check_every > 1 or step % 10 == 0):
                 bar.set_postfix_str(
                     f"loss {progress.loss_sum / progress.seen:.3f}, accuracy {progress.correct / progress.seen:.3f}, "
                     f"{progress.seen / progress.seconds:.0f} images/s"

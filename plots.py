@@ -23,7 +23,7 @@ def curve(history, what, path, *, test=None, best_epoch=None):
     axes = figure.add_subplot()
     epochs = [row["epoch"] for row in history]
     marker = "o" if len(epochs) < 3 else None
-    for split, words in (("train", "train (augmented, with dropout)"), ("val", "validation")):
+    for split, words in (("train", "train (running, augmented)"), ("val", "validation")):
         values = [row[f"{split}_{what}"] for row in history]
         if any(value is not None for value in values):
             axes.plot(epochs, [np.nan if value is None else value for value in values], label=words, marker=marker)
