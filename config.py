@@ -93,7 +93,10 @@ class TrainConfig:
     warmup_steps: int | None = setting(None, "recipe", "linear warmup in steps, instead of epochs", low=0)
     weight_decay: float = setting(0.05, "recipe", "not on norms, biases, tokens and positions", low=0, high=100)
     optimizer: str = setting(
-        "adamw", "recipe", "muon: on the blocks' matrices, AdamW elsewhere", choices=("adamw", "muon", "sgd")
+        "adamw",
+        "recipe",
+        "muon: on the blocks' matrices, AdamW elsewhere; sgd wants a weight_decay near 5e-4",
+        choices=("adamw", "muon", "sgd"),
     )
     muon_lr: float = setting(0.01, "recipe", "Muon's own peak, on the schedule of learning_rate", above=0, high=100)
     label_smoothing: float = setting(0.0, "recipe", "share of the target spread over all classes", low=0, high=0.99)

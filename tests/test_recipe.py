@@ -76,10 +76,8 @@ def test_the_average_is_the_exponential_one(tmp_path):
     assert engine.evaluate(model, data.load(TrainConfig.create(TINY)).val) == report["val"]
 
 
-@pytest.mark.parametrize(
-    "args", [dict(optimizer="muon"), dict(optimizer="sgd", learning_rate=0.1, pool="mean"), dict()]
-)
-def test_every_optimiser_learns(tmp_path, args):
+@pytest.mark.parametrize("args", [dict(optimizer="muon"), dict()])
+def test_adamw_and_muon_learn(tmp_path, args):
     contents, report, _ = fit(tmp_path, **{"epochs": 25, "learning_rate": 5e-3, **args})
     losses = [row["train_loss"] for row in contents["history"]]
     assert losses[-1] < 0.75 * losses[0]
