@@ -421,7 +421,8 @@ def describe_hardware(device):
     with contextlib.suppress(OSError):
         found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
         name = found.group(1).strip() if found else name
-    return f"{name}, {torch.get_num_threads()} threads" if device.type == "cpu" else f"{name}, MPS"
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} thread{'s' * (threads > 1)}" if device.type == "cpu" else f"{name}, MPS"
 
 
 def git_commit():
