@@ -98,8 +98,10 @@ def read(path):
             f"{path} holds more than weights: pickled Python, which is refused and was not run; "
             "where you trust it, save its state dict: torch.save(model.state_dict(), 'weights.pt')"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except (KeyError, IndexError, AttributeError, EOFError):  # what torch makes of other files
+        raise UserError(f"{path} is no whole checkpoint; check --model_path, or copy it again") from None
+    except (RuntimeError, OSError, ValueError) as error:
+        reason = str(error).split("\n")[0]
         raise UserError(f"{path} is no whole checkpoint ({reason}); copy it again") from None
 
 
