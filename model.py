@@ -40,7 +40,7 @@ def pick_device(name="auto"):
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout, with a mask that is four times cheaper on the CPU.
+    """nn.Dropout, with a mask that is cheaper on the CPU.
 
     torch draws one random number an element there. 16 random bits are enough: the drop probability is
     rounded to a multiple of 1/65536.
@@ -111,8 +111,7 @@ class Attention(nn.Module):
     """Multi-head self-attention (appendix A), by one of two paths through the same weights.
 
     "explicit" writes the softmax out and can return it; "auto" leaves it to torch's fused kernel
-    except in bfloat16 on a CPU, where that kernel's backward pass is the slower one (5 times at
-    65 tokens; `python benchmark.py` measures it).
+    except in bfloat16 on a CPU, where that kernel's backward pass is the slower one.
     """
 
     def __init__(self, dim, *, num_heads, qkv_bias, attn_drop_rate, attention):
@@ -192,9 +191,8 @@ class VisionTransformer(nn.Module):
         num_heads: attention heads H; must divide embed_dim.
         mlp_ratio: hidden width of the MLP over embed_dim.
         qkv_bias: biases in the query, key and value projections.
-        drop_rate: dropout inside the MLP, after its activation, in 0..1. (The paper also drops after
-            the position embedding and both projections; on small images that only slows learning:
-            CIFAR-10 after one default epoch is at 41 % with it and 44 % without.)
+        drop_rate: dropout inside the MLP, after its activation, in 0..1 (the paper also drops after
+            the position embedding and the projections, which slowed learning on small images).
         attn_drop_rate: dropout of the attention weights, in 0..1.
         drop_path_rate: stochastic depth of the last block, in 0..1; grows linearly from 0 in the first.
         stem: "linear" (patches) or "conv" (ConvStem: patch_size is then how much the side shrinks).
