@@ -696,7 +696,14 @@ def fit(model, sets, config):
         )
         for what in ("loss", "accuracy"):
             path = outputs / f"graph_{what}.png"
-            plots.curve(progress.history, what, path, test=test and test[what], best_epoch=progress.best_epoch)
+            plots.curve(
+                progress.history,
+                what,
+                path,
+                test=test and test[what],
+                best_epoch=progress.best_epoch,
+                soft_labels=bool(config.label_smoothing or config.mixup or config.cutmix),
+            )
             run.tracker.picture(progress.epoch * steps, what, path)
             print(path)
         if test:

@@ -83,8 +83,9 @@ def sine_positions(grid_size, dim):
 
 class ConvStem(nn.Module):
     """Turns an image into tokens by convolutions instead of patches: a 3 x 3 convolution, a pooling
-    that halves the side, and ReLU, as often as makes `patch_size` (the convolutional tokenizer of
-    Hassani et al., arXiv:2104.05704, section 3.3). The width doubles up to embed_dim, from 64 on.
+    that halves the side, batch norm and ReLU, as often as makes `patch_size` (the convolutional
+    tokenizer of Hassani et al., arXiv:2104.05704, section 3.3, with the batch norm of Xiao et al.,
+    arXiv:2106.14881, section 4). The width doubles up to embed_dim, from 64 on.
     """
 
     def __init__(self, *, img_size, patch_size, in_chans, embed_dim):
@@ -97,14 +98,16 @@ class ConvStem(nn.Module):
             )
         self.grid_size = img_size // patch_size
         widths = [in_chans, *(min(64 * 2**i, embed_dim) for i in range(stages - 1)), embed_dim]
-        layers = []
-        for before, after in zip(widths, widths[1:]):
-            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.MaxPool2d(3, 2, padding=1), nn.ReLU()]
-        self.layers = nn.Sequential(*layers)
+        self.stages = nn.Sequential()
+        for i, (before, after) in enumerate(zip(widths, widths[1:])):
+            self.stages.add_module(f"conv{i}", nn.Conv2d(before, after, 3, padding=1, bias=False))
+            self.stages.add_module(f"pool{i}", nn.MaxPool2d(3, 2, padding=1))
+            self.stages.add_module(f"norm{i}", nn.BatchNorm2d(after))
+            self.stages.add_module(f"act{i}", nn.ReLU())
 
     def forward(self, x):  # B x in_chans x img_size x img_size
         x = x.contiguous(memory_format=torch.channels_last)  # what convolutions in bfloat16 are fastest with
-        return self.layers(x).flatten(2).transpose(1, 2)  # B x P x D
+        return self.stages(x).flatten(2).transpose(1, 2)  # B x P x D
 
 
 class Attention(nn.Module):
@@ -287,7 +290,7 @@ class VisionTransformer(nn.Module):
             nn.init.trunc_normal_(module.proj.weight, std=0.35 * module.proj.weight[0].numel() ** -0.5)
             nn.init.zeros_(module.proj.bias)
         elif isinstance(module, ConvStem):
-            for layer in module.layers:
+            for layer in module.stages:
                 if isinstance(layer, nn.Conv2d):
                     nn.init.kaiming_normal_(layer.weight)
 

@@ -16,14 +16,16 @@ def save(figure, path):
     return path
 
 
-def curve(history, what, path, *, test=None, best_epoch=None):
+def curve(history, what, path, *, test=None, best_epoch=None, soft_labels=False):
     """Training and validation `what` ("loss" or "accuracy") over the epochs; `test` is one marked
-    point at the epoch whose weights were tested."""
+    point at the epoch whose weights were tested. `soft_labels` (smoothed or mixed ones, against which
+    the other splits' loss cannot be compared) is said in the legend."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
     epochs = [row["epoch"] for row in history]
     marker = "o" if len(epochs) < 3 else None
-    for split, words in (("train", "train (running, augmented)"), ("val", "validation")):
+    train = "train (running, augmented, soft labels)" if soft_labels else "train (running, augmented)"
+    for split, words in (("train", train), ("val", "validation")):
         values = [row[f"{split}_{what}"] for row in history]
         if any(value is not None for value in values):
             axes.plot(epochs, [np.nan if value is None else value for value in values], label=words, marker=marker)

@@ -1,8 +1,11 @@
 """Fixtures: real digits, real CIFAR-10 where ../shared is, and one small trained model."""
 
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,14 +13,36 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 
-
-def run(script, *args, cwd=None, **more):
-    """Run one of the scripts as a user does; the finished process, its output as text."""
-    command = [sys.executable, str(ROOT / script), *map(str, args)]
-    return subprocess.run(command, cwd=cwd or ROOT, capture_output=True, text=True, **more)
-
-
 os.environ["OMP_NUM_THREADS"] = "1"  # two pytest workers, each with its scripts, share the cores
+
+# Importing torch and the rest takes seconds, so scripts are forked from a process that has done it.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    "torchvision.transforms.v2 torch.optim.swa_utils sklearn.metrics sklearn.datasets matplotlib.pyplot".split()
+)
+
+
+def run(script, *args, cwd=None, env=None):
+    """Run one of the scripts as a user does, in a process and a folder of its own; the finished
+    process, its output as text."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        argv = [str(ROOT / script), *map(str, args)]
+        process = FORKS.Process(target=_script, args=(argv, cwd or ROOT, env or dict(os.environ), out, err))
+        process.start()
+        process.join()
+        return subprocess.CompletedProcess(argv, process.exitcode, out.read_text(), err.read_text())
+
+
+def _script(argv, cwd, env, out, err):
+    for file, number in ((out, 1), (err, 2)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(cwd)
+    sys.argv = argv
+    sys.path.insert(0, str(Path(argv[0]).parent))
+    runpy.run_path(argv[0], run_name="__main__")
 
 
 def assert_refused(done, *words):

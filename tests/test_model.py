@@ -104,13 +104,16 @@ def test_mlp_head_is_linear_tanh_linear():
 
 
 def test_conv_stem_and_sequence_pooling():
-    model = small(stem="conv", patch_size=4, pool="seq")
+    model = small(stem="conv", patch_size=4, pool="seq").train()  # batch norm by the batch
     images = torch.randn(2, 3, 16, 16)
     logits, attention, hidden = model(images, return_attention=True, return_hidden=True)
     assert attention.shape == (2, 3, 4, 16, 16)  # no CLS
     x = images
-    for conv in (model.patch_embed.layers[0], model.patch_embed.layers[3]):
-        x = F.max_pool2d(F.conv2d(x, conv.weight, padding=1).relu(), 3, 2, 1)
+    for i in (0, 1):
+        conv, norm = (getattr(model.patch_embed.stages, f"{kind}{i}") for kind in ("conv", "norm"))
+        x = F.max_pool2d(F.conv2d(x, conv.weight, padding=1), 3, 2, 1)
+        mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), keepdim=True, correction=0)
+        x = ((x - mean) / (var + 1e-5).sqrt() * norm.weight[:, None, None] + norm.bias[:, None, None]).relu()
     torch.testing.assert_close(hidden["patch_embed"], x.flatten(2).mT)
     tokens = model.norm(hidden["blocks.2"])
     weights = torch.softmax(tokens @ model.seq_pool.weight.T + model.seq_pool.bias, dim=1)  # B x N x 1

@@ -3,7 +3,6 @@ the weights of a run that nobody disturbed."""
 
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -53,7 +52,6 @@ def save(contents, file):
         die()
     real_save(contents, file)
 engine.learning_rate, torch.save = rate, save
-sys.argv = ["train.py", *{flags!r}]
 train.run_cli(train.main)
 """
 
@@ -61,9 +59,9 @@ train.run_cli(train.main)
 def train(root, *more, kind="none", at=0):
     """Run train.py in `root`; (process, how many batches it trained on)."""
     log = root / "batches"
-    code = KILLED.format(root=str(ROOT), kind=kind, at=at, log=str(log), flags=[*FLAGS, *map(str, more)])
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
-    return done, int(log.read_text())
+    code = KILLED.format(root=str(ROOT), kind=kind, at=at, log=str(log))
+    (root / "killed.py").write_text(code)
+    return run(root / "killed.py", *FLAGS, *more, cwd=root), int(log.read_text())
 
 
 def final(root):
@@ -171,14 +169,13 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
     """The kernel refuses to let files grow over a limit, as a full disk does."""
     done, _ = train(tmp_path, "--epochs", 1)
     before = (tmp_path / "model" / NAME / "last.pt").read_bytes()
-    code = f"""
+    (tmp_path / "full.py").write_text(f"""
 import resource, runpy, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) // 2}, {len(before) // 2}))
 sys.path.insert(0, {str(ROOT)!r})
-sys.argv = ["train.py", *{[*FLAGS, "--resume", "auto"]!r}]
 runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=os.environ)
+""")
+    done = run(tmp_path / "full.py", *FLAGS, "--resume", "auto", cwd=tmp_path)
     assert_refused(done, "last.pt", "File too large", "intact")
     assert (tmp_path / "model" / NAME / "last.pt").read_bytes() == before
     assert not list(tmp_path.rglob("*.part"))

@@ -59,14 +59,14 @@ def test_a_run_learns_and_leaves_everything(digits_run):
     assert "seed 0" in done.stdout
 
 
-def test_the_last_line_is_the_command_that_tests_it(digits_run):
+def test_the_last_line_is_the_command_that_tests_it(digits_run, tmp_path):
     root, done = digits_run
     command = done.stdout.strip().splitlines()[-1]
     assert command == "python test.py --model_path model/vit-layer4-8-digits"
-    tested = run(*command.split()[1:], cwd=root)
+    tested = run(*command.split()[1:], "--output_path", tmp_path, cwd=root)
     assert tested.returncode == 0, tested.stderr
     trained = json.loads((root / "output/vit-layer4-8-digits/report.json").read_text())
-    again = json.loads((root / "output/vit-layer4-8-digits/test/report.json").read_text())
+    again = json.loads((tmp_path / "vit-layer4-8-digits/test/report.json").read_text())
     assert again["test"] == trained["test"]
 
 
