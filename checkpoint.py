@@ -4,6 +4,7 @@ foreign layouts.
     found = checkpoint.load("model/vit-layer6-32-cifar10")        # a file, or a run folder's best.pt
     found.predict(Image.open("cat.png"))                          # [("cat", 0.93), ...]
     found = checkpoint.load("theirs.pth", dataset="cifar10", num_heads=4)
+    python checkpoint.py /tmp/model/NAME model/NAME/best.pt       # a smaller copy, to publish
 
 Files are read with weights_only=True: nothing in them is run.
 """
@@ -18,7 +19,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from config import FIELDS, TrainConfig, UserError, flag
+from config import FIELDS, Parser, TrainConfig, UserError, flag, run_cli
 from data import DATASETS, to_batch
 from model import VisionTransformer
 
@@ -320,3 +321,29 @@ def _rename_teaching(path, old):
     except (KeyError, ValueError) as error:
         raise UserError(f"{path} looks like the teaching layout but lacks {error}") from None
     return new
+
+
+# ------------------------------------------------------------------------------------- publishing
+
+
+def publish(source, target):
+    """Copy one of our checkpoints without what only --resume needs, its weights in half precision."""
+    contents = read(source)
+    if not isinstance(contents, dict) or FORMAT not in contents:
+        raise UserError(f"{source} is not a checkpoint of this repository; load() reads foreign files as they are")
+    contents.pop("training", None)
+    contents["model"] = {k: v.half() if v.is_floating_point() else v for k, v in contents["model"].items()}
+    write(target, contents)
+
+
+if __name__ == "__main__":
+
+    def main():
+        parser = Parser(description="Copy a checkpoint for publishing: half-precision weights, no training state.")
+        parser.add_argument("source", help="a .pt file, or a run folder (its best.pt)")
+        parser.add_argument("target", help="the file to write")
+        args = parser.parse_args()
+        publish(args.source, args.target)
+        print(f"{args.target}: {Path(args.target).stat().st_size / 1e6:.2f} MB")
+
+    run_cli(main)

@@ -24,21 +24,21 @@ FORKS.set_forkserver_preload(
 
 def run(script, *args, cwd=None, env=None):
     """Run one of the scripts as a user does, in a process and a folder of its own; the finished
-    process, its output as text."""
+    process, its output as text. With an environment of its own it starts from nothing."""
+    argv = [str(ROOT / script), *map(str, args)]
+    if env:
+        return subprocess.run([sys.executable, *argv], cwd=cwd, env=env, capture_output=True, text=True)
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        argv = [str(ROOT / script), *map(str, args)]
-        process = FORKS.Process(target=_script, args=(argv, cwd or ROOT, env or dict(os.environ), out, err))
+        process = FORKS.Process(target=_script, args=(argv, cwd or ROOT, out, err))
         process.start()
         process.join()
         return subprocess.CompletedProcess(argv, process.exitcode, out.read_text(), err.read_text())
 
 
-def _script(argv, cwd, env, out, err):
+def _script(argv, cwd, out, err):
     for file, number in ((out, 1), (err, 2)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
-    os.environ.clear()
-    os.environ.update(env)
     os.chdir(cwd)
     sys.argv = argv
     sys.path.insert(0, str(Path(argv[0]).parent))

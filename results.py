@@ -1,0 +1,123 @@
+"""The table of results, from what the runs left behind.
+
+    python results.py                          # README's table anew, from the reports of the rows it has
+    python results.py output/A output/B        # ... with these rows instead
+    python results.py output/A --file x.md     # in another file, between the same two marks
+
+Each row is output/NAME/report.json, metrics.csv and config.yaml; where model/NAME/best.pt is there too, its size
+and checksum follow below the table.
+"""
+
+import csv
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import yaml
+
+from checkpoint import replacing
+from config import Parser, UserError, run_cli
+
+START, END = "<!-- made by results.py -->", "<!-- end -->"
+HEADS = (
+    "run in `output/`", "model", "config or command", "parameters", "epochs", "seed", "test accuracy",
+    "95 % interval", "loss", "hardware", "images/s", "time",
+)  # fmt: skip
+
+
+def percent(share, digits=2):
+    return f"{100 * share:.{digits}f}"
+
+
+def duration(seconds):
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def command_of(name, report):
+    """What to type: the run's config where it has one, else its command without the paths."""
+    config = Path("configs") / f"{name}.yaml"
+    if config.exists():
+        return f"[`{config}`]({config})"
+    words = re.sub(r" --(data_path|output_path|model_path|folder_name|resume) \S+", "", report["command"])
+    return f"`{words}`"
+
+
+def row(folder):
+    """The cells of one run, in the order of HEADS."""
+    try:
+        report = json.loads((folder / "report.json").read_text())
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        history = list(csv.DictReader((folder / "metrics.csv").open()))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{folder} holds no finished run ({error}); name folders that train.py wrote") from None
+    test = report["test"]
+    if test is None:
+        raise UserError(f"{folder} has no test result: it was trained with --no_test")
+    low, high = test["ci95"]
+    stem = {"linear": "patches", "conv": "conv stem"}[config["stem"]]
+    return (
+        f"`{folder.name}`",
+        f"{stem}, {config['depth']} blocks {config['embed_dim']} wide, {config['pool']}",
+        command_of(folder.name, report),
+        f"{report['parameters'] / 1e6:.2f} M",
+        str(len(history)),
+        str(report["seed"]),
+        f"{percent(test['accuracy'])} %",
+        f"{percent(low, 1)} to {percent(high, 1)}",
+        f"{test['loss']:.3f}",
+        report["hardware"],
+        f"{report['images_per_second']:.0f}",
+        duration(report["seconds"]),
+    )
+
+
+def weights(folder, models):
+    """A line on the run's best.pt, or nothing."""
+    file = models / folder.name / "best.pt"
+    if not file.exists():
+        return []
+    contents = file.read_bytes()
+    return [f"| `{file.as_posix()}` | {len(contents) / 1e6:.1f} MB | `{hashlib.sha256(contents).hexdigest()}` |"]
+
+
+def table(folders, models=Path("model")):
+    """Both tables as markdown."""
+    lines = [HEADS, ("---",) * len(HEADS), *(row(folder) for folder in folders)]
+    text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+    files = [line for folder in folders for line in weights(folder, models)]
+    if files:
+        text += "\n| weights | size | sha256 |\n| --- | --- | --- |\n" + "\n".join(files) + "\n"
+    return text
+
+
+def split(file):
+    """(what comes before the tables, the tables, what comes after)."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        before, rest = text.split(START)
+        inside, after = rest.split(END)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--file {file}: it needs one {START} and then one {END} ({error})") from None
+    return before + START + "\n", inside.lstrip("\n"), END + after
+
+
+def main():
+    parser = Parser(description=__doc__)
+    parser.add_argument("folders", nargs="*", type=Path, help="run folders; without any: those of the file's table")
+    parser.add_argument(
+        "--file", type=Path, default=Path("README.md"), help="where the table goes (default: README.md)"
+    )
+    args = parser.parse_args()
+    before, inside, after = split(args.file)
+    folders = args.folders or [Path("output") / name for name in re.findall(r"^\| `([\w.-]+)` \|", inside, flags=re.M)]
+    if not folders:
+        raise UserError(f"{args.file} has no rows yet; name run folders: python results.py output/NAME ...")
+    made = table(folders)
+    with replacing(args.file) as part:
+        part.write_text(before + made + after, encoding="utf-8")
+    print(made + str(args.file))
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,51 @@
+"""results.py: the table says what the reports say."""
+
+import hashlib
+import json
+import shutil
+
+import pytest
+from conftest import ROOT, assert_refused, run
+
+import results
+from config import UserError
+
+
+@pytest.fixture
+def page(tmp_path, digits_run):
+    """A folder with a finished run, and a page with an empty table."""
+    shutil.copytree(digits_run[0] / "output", tmp_path / "output")
+    shutil.copytree(digits_run[0] / "model", tmp_path / "model")
+    (tmp_path / "README.md").write_text(f"before\n\n{results.START}\n{results.END}\n\nafter\n")
+    return tmp_path
+
+
+def test_a_row_is_the_report(page):
+    done = run("results.py", "output/vit-layer4-8-digits", cwd=page)
+    assert done.returncode == 0, done.stderr
+    text = (page / "README.md").read_text()
+    assert text.startswith("before\n\n") and text.endswith(f"{results.END}\n\nafter\n")
+    heads, _, cells = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")][:3]
+    found = dict(zip(heads, cells))
+    report = json.loads((page / "output/vit-layer4-8-digits/report.json").read_text())
+    assert found["test accuracy"] == f"{100 * report['test']['accuracy']:.2f} %"
+    assert found["loss"] == f"{report['test']['loss']:.3f}" and found["epochs"] == "4" and found["seed"] == "0"
+    assert found["config or command"] == "`train.py --dataset digits --epochs 4`"
+    weights = (page / "model/vit-layer4-8-digits/best.pt").read_bytes()
+    assert hashlib.sha256(weights).hexdigest() in text
+
+    again = run("results.py", cwd=page)  # the rows that are there
+    assert again.returncode == 0 and (page / "README.md").read_text() == text
+
+
+def test_what_is_no_result_is_refused(page):
+    before = (page / "README.md").read_text()
+    assert_refused(run("results.py", "output/nothing", cwd=page), "output/nothing", "no finished run")
+    assert_refused(run("results.py", cwd=page), "README.md", "no rows yet")
+    assert_refused(run("results.py", "--file", "output", cwd=page), "output")
+    report = page / "output/vit-layer4-8-digits/report.json"
+    report.write_text(report.read_text().replace('"test": {', '"test": null, "was": {'))
+    assert_refused(run("results.py", "output/vit-layer4-8-digits", cwd=page), "--no_test")
+    assert (page / "README.md").read_text() == before
+    with pytest.raises(UserError, match="no finished run"):
+        results.row(ROOT)
