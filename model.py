@@ -83,25 +83,27 @@ def sine_positions(grid_size, dim):
 
 class ConvStem(nn.Module):
     """Turns an image into tokens by convolutions instead of patches: a 3 x 3 convolution, a pooling
-    that halves the side, batch norm and ReLU, as often as makes `patch_size` (the convolutional
-    tokenizer of Hassani et al., arXiv:2104.05704, section 3.3, with the batch norm of Xiao et al.,
-    arXiv:2106.14881, section 4). The width doubles up to embed_dim, from 64 on.
+    that halves the side, batch norm and ReLU, as often as makes `patch_size`, and then such a
+    convolution without pooling (the convolutional tokenizer of Hassani et al., arXiv:2104.05704,
+    section 3.3, with the batch norm and the last convolution of Xiao et al., arXiv:2106.14881,
+    section 4). The width doubles up to embed_dim, from 64 on.
     """
 
     def __init__(self, *, img_size, patch_size, in_chans, embed_dim):
         super().__init__()
-        stages = patch_size.bit_length() - 1
-        if patch_size < 2 or patch_size != 2**stages or img_size % patch_size:
+        halvings = patch_size.bit_length() - 1
+        if patch_size < 2 or patch_size != 2**halvings or img_size % patch_size:
             raise ValueError(
                 f"patch size {patch_size} with a conv stem at image size {img_size}: each stage halves the side, "
                 "so choose a power of two, from 2 on, that divides it"
             )
         self.grid_size = img_size // patch_size
-        widths = [in_chans, *(min(64 * 2**i, embed_dim) for i in range(stages - 1)), embed_dim]
+        widths = [in_chans, *(min(64 * 2**i, embed_dim) for i in range(halvings - 1)), embed_dim, embed_dim]
         self.stages = nn.Sequential()
         for i, (before, after) in enumerate(zip(widths, widths[1:])):
             self.stages.add_module(f"conv{i}", nn.Conv2d(before, after, 3, padding=1, bias=False))
-            self.stages.add_module(f"pool{i}", nn.MaxPool2d(3, 2, padding=1))
+            if i < halvings:
+                self.stages.add_module(f"pool{i}", nn.MaxPool2d(3, 2, padding=1))
             self.stages.add_module(f"norm{i}", nn.BatchNorm2d(after))
             self.stages.add_module(f"act{i}", nn.ReLU())
 
