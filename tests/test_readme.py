@@ -42,11 +42,23 @@ def test_published_results_are_those_of_their_reports(monkeypatch):
     for report in Path("output").glob("*/report.json"):  # and nothing that was published is left out
         tracked = subprocess.run(["git", "ls-files", report], capture_output=True, text=True).stdout
         assert report.parent.name in names or not tracked
+    assert f"| {re.search('Today it reaches ([0-9.]+ %)', README)[1]} |" in tables
     digits = [
         json.loads((ROOT / f"output/digits-seed{seed}/report.json").read_text())["test"]["accuracy"]
         for seed in range(5)
     ]
     assert f"the mean of five seeds is {100 * sum(digits) / 5:.2f} %" in README
+
+
+def test_the_speeds_told_are_the_measured_ones():
+    report = json.loads((ROOT / "output/benchmark/report.json").read_text())
+    text = " ".join(re.search(r"## Speed\n(.*?)\n## ", README, flags=re.S)[1].split())
+    for name in ("textbook", "timm"):
+        low, middle, high = report["steps"][name]["ours_is_faster_by"]
+        assert f"{middle:.2f} times as fast" in text and f"{low:.2f} to {high:.2f}" in text, name
+    shares = {name: found["share_of_step"] for name, found in report["augmentation"].items()}
+    dearest = max(shares, key=shares.get)
+    assert f"The dearest augmentation, `{dearest}`, takes {100 * shares[dearest]:.1f} % of the step" in text
 
 
 def test_set_up_is_two_commands():
