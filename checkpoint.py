@@ -326,24 +326,26 @@ def _rename_teaching(path, old):
 # ------------------------------------------------------------------------------------- publishing
 
 
-def publish(source, target):
-    """Copy one of our checkpoints without what only --resume needs, its weights in half precision."""
+def publish(source, target, *, half=False):
+    """Copy one of our checkpoints without what only --resume needs; `half`: in half precision."""
     contents = read(source)
     if not isinstance(contents, dict) or FORMAT not in contents:
         raise UserError(f"{source} is not a checkpoint of this repository; load() reads foreign files as they are")
     contents.pop("training", None)
-    contents["model"] = {k: v.half() if v.is_floating_point() else v for k, v in contents["model"].items()}
+    if half:
+        contents["model"] = {k: v.half() if v.is_floating_point() else v for k, v in contents["model"].items()}
     write(target, contents)
 
 
 if __name__ == "__main__":
 
     def main():
-        parser = Parser(description="Copy a checkpoint for publishing: half-precision weights, no training state.")
+        parser = Parser(description="Copy a checkpoint without its training state, to publish it.")
         parser.add_argument("source", help="a .pt file, or a run folder (its best.pt)")
         parser.add_argument("target", help="the file to write")
+        parser.add_argument("--half", action="store_true", help="half-precision weights; see that the accuracy stays")
         args = parser.parse_args()
-        publish(args.source, args.target)
+        publish(args.source, args.target, half=args.half)
         print(f"{args.target}: {Path(args.target).stat().st_size / 1e6:.2f} MB")
 
     run_cli(main)

@@ -55,9 +55,14 @@ def test_a_published_copy_is_small_and_says_the_same(tmp_path):
     model = save_small(tmp_path / "a.pt", stem="conv")
     contents = checkpoint.read(tmp_path / "a.pt")
     checkpoint.write(tmp_path / "a.pt", {**contents, "training": {"optimizers": [torch.zeros(100000)]}})
-    done = run("checkpoint.py", tmp_path / "a.pt", tmp_path / "half.pt")
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "half.pt").stat().st_size < 0.2 * (tmp_path / "a.pt").stat().st_size
+    sizes = [(tmp_path / "a.pt").stat().st_size]
+    for name, flags in (("whole.pt", []), ("half.pt", ["--half"])):
+        done = run("checkpoint.py", tmp_path / "a.pt", tmp_path / name, *flags)
+        assert done.returncode == 0, done.stderr
+        sizes.append((tmp_path / name).stat().st_size)
+    assert sizes[1] < sizes[0] - 400000 and sizes[2] < 0.7 * sizes[1]
+    whole = checkpoint.load(tmp_path / "whole.pt").model.state_dict()
+    assert all(torch.equal(value, whole[name]) for name, value in model.state_dict().items())
     images = torch.randn(2, 3, 16, 16)
     found = checkpoint.load(tmp_path / "half.pt")
     assert found.classes == tuple(contents["classes"]) and found.history == contents["history"]
