@@ -99,7 +99,7 @@ def split(file):
         inside, after = rest.split(END)
     except (OSError, ValueError) as error:
         raise UserError(f"--file {file}: it needs one {START} and then one {END} ({error})") from None
-    return before + START + "\n", inside.lstrip("\n"), END + after
+    return before + START + "\n\n", inside.strip("\n") + "\n", "\n" + END + after
 
 
 def main():
