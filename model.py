@@ -10,8 +10,8 @@ From Python:
     logits, attention = model(images, return_attention=True)  # the same weights, every map
 
 The model follows Dosovitskiy et al., "An Image is Worth 16x16 Words" (ICLR 2021, arXiv:2010.11929),
-section 3.1; arguments, parameter names and initialisation follow timm's VisionTransformer, so that
-weights travel between the two.
+section 3.1; arguments and parameter names follow timm's VisionTransformer, so that weights travel
+between the two.
 
 Shapes: B batch, N tokens (CLS first, then patches), D width (embed_dim), H heads, L layers (depth),
 C classes, G patches along one side, P = G * G patches.
