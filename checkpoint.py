@@ -20,11 +20,12 @@ import torch
 import torch.nn.functional as F
 
 from config import FIELDS, Parser, TrainConfig, UserError, flag, run_cli
-from data import DATASETS, to_batch
+from data import DATASETS, FolderIndex, to_batch
 from model import VisionTransformer
 
 FORMAT = "vit-small-images"  # the key by which our files are known
 VERSION = 1
+DEFAULT_MODEL = "model/vit-conv-20min-32-cifar10"  # of test.py and visualize.py; comes with the repository
 
 
 @contextlib.contextmanager
@@ -124,6 +125,33 @@ class Checkpoint:
     history: list
     contents: dict
     notes: tuple = ()
+
+    @property
+    def run_name(self):
+        """NAME of the run that the file is of, or the name of a file by itself."""
+        of_a_run = self.path.is_dir() or self.path.stem in ("best", "last") or self.path.stem.startswith("ViT_model_")
+        folder = self.path if self.path.is_dir() else self.path.parent
+        return folder.resolve().name if of_a_run else self.path.stem
+
+    def data_config(self, **settings):
+        """The config with which to read the data set here: the run's own under those settings. Images
+        of a folder are looked for where they were, unless data_path says otherwise.
+
+        Raises UserError where the file does not say its data set, or the folder has other classes.
+        """
+        if self.config.dataset is None:
+            raise UserError(f"{self.path} does not say what it was trained on; add --dataset cifar10")
+        if self.config.dataset == "folder" and settings.get("data_path") == TrainConfig.data_path:
+            settings["data_path"] = self.config.data_path
+        config = dataclasses.replace(self.config, **settings)
+        if config.dataset == "folder":
+            classes = FolderIndex(config.data_path, config.seed).classes
+            if classes != self.classes:
+                raise UserError(
+                    f"--data_path {config.data_path} has the classes {', '.join(classes)}, "
+                    f"{self.path} was trained on {', '.join(self.classes)}"
+                )
+        return config
 
     def batch(self, image):
         """A PIL image as the model takes it: float 1 x in_chans x img_size x img_size."""

@@ -131,6 +131,15 @@ class TrainConfig:
     log_every_n_steps: int = setting(50, "run", "how often a step is logged; 0: epochs alone", low=0)
     project_name: str = setting("vit-small-images", "run", "the project at Weights & Biases")
     overwrite: bool = setting(False, "run", "write over a run of the same name instead of calling this one NAME-2")
+    visualizers: tuple[str, ...] = setting(
+        (),
+        "run",
+        "pictures of fixed images while the model learns; hooks is hidden",
+        choices=("token_attn_maps", "cls_heatmap", "hidden", "hooks", "cls_dim_reduction"),
+    )
+    visualize_every_n_epochs: int = setting(10, "run", "how often, and after the last epoch", low=1)
+    visualize_layers: tuple[int, ...] = setting((), "run", "of which blocks (default: first, middle, last)", low=0)
+    save_npy: bool = setting(False, "run", "the numbers of these pictures too, as .npy")
 
     @classmethod
     def create(cls, *layers, **settings):
@@ -168,6 +177,8 @@ class TrainConfig:
         self.augment = self.augment or info.augment
         if self.warmup_epochs is None:
             self.warmup_epochs = min(10.0, self.epochs / 10) if self.warmup_steps is None else 0.0
+        self.visualizers = tuple(dict.fromkeys("hidden" if name == "hooks" else name for name in self.visualizers))
+        self.visualize_layers = self.visualize_layers or tuple(sorted({0, self.depth // 2, self.depth - 1}))
         self.folder_name = self.folder_name or f"vit-layer{self.depth}-{self.img_size}-{self.dataset}"
 
     def _check(self, info):
@@ -194,6 +205,11 @@ class TrainConfig:
             raise UserError("--overwrite starts anew and --resume goes on; keep one")
         if self.init_from and self.resume and self.resume != "auto":
             raise UserError("--init_from starts anew and --resume goes on; keep one")
+        if self.visualize_layers and max(self.visualize_layers) >= self.depth:
+            raise UserError(
+                f"--visualize_layers {max(self.visualize_layers)}: {flag('depth')} {self.depth} has layers 0 to "
+                f"{self.depth - 1}"
+            )
         if Path(self.folder_name).name != self.folder_name or self.folder_name in (".", ".."):
             raise UserError(f"--folder_name {self.folder_name!r}: give a plain name; --output_path says where")
 
@@ -243,11 +259,20 @@ def flag(name):
 
 def convert(name, value):
     """A setting's value, from text or from YAML, as its type and within its bounds; UserError if not."""
-    kind, limits = TYPES[name], FIELDS[name].metadata
+    kind = TYPES[name]
     if isinstance(kind, types.UnionType):  # X | None
         if value is None:
             return None
         kind = typing.get_args(kind)[0]
+    if typing.get_origin(kind) is tuple:  # several of a kind
+        several = value if isinstance(value, list | tuple) else [value]
+        return tuple(convert_one(name, item, typing.get_args(kind)[0]) for item in several)
+    return convert_one(name, value, kind)
+
+
+def convert_one(name, value, kind):
+    """A value, or one of several, as that kind and within the setting's bounds."""
+    limits = FIELDS[name].metadata
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[kind]
     wrong = UserError(f"{flag(name)} {value!r}: give {words}")
     if kind is bool or isinstance(value, bool):
@@ -332,13 +357,15 @@ def add_flags(parser, names):
         words = field.metadata["help"]
         if field.metadata["choices"]:
             words = f"{', '.join(map(str, field.metadata['choices']))}; {words}"
-        if field.default is not None and not isinstance(field.default, bool):
+        if field.default not in (None, ()) and not isinstance(field.default, bool):
             words += f" (default: {field.default})"
         options = dict(dest=name, default=argparse.SUPPRESS, help=words.replace("%", "%%"))
         if TYPES[name] is bool:
             action = argparse.BooleanOptionalAction if field.default else "store_true"
             parser.add_argument(*spellings, action=action, **options)
         else:
+            if typing.get_origin(TYPES[name]) is tuple:
+                options["nargs"] = "+"
             parser.add_argument(*spellings, metavar=name.rsplit("_", 1)[-1].upper(), **options)
 
 

@@ -362,6 +362,14 @@ class TensorBatches:
         for chosen in order.split(self.batch_size):
             yield self.images[chosen]
 
+    def sample(self, n):
+        """(images, labels) of n images spread evenly over the set, not augmented."""
+        places = torch.linspace(0, len(self.labels) - 1, min(n, len(self.labels))).round().long()
+        with torch.random.fork_rng(devices=[]):  # a DataLoader draws a number for its workers
+            images = torch.cat([pixels.float() / 255 for pixels in self._pixels(places)])
+        images = normalise(resize(images, self.img_size), self.mean, self.std)
+        return images, self.labels[places.to(self.labels.device)]
+
     def __iter__(self):
         n = len(self.labels)
         order = torch.randperm(n, generator=self._random(self.epoch)) if self.augment else torch.arange(n)
@@ -484,6 +492,35 @@ def load(config, splits=("train", "val", "test"), *, mean=None, std=None):
     )
 
 
+def test_image(config, index):
+    """(PIL image, label) of one image of the test split, by its place in the official order; UserError
+    with the range where it is not there."""
+    if config.dataset == "folder":
+        files = FolderIndex(config.data_path, config.seed).splits["test"]
+        labels = [label for _, label in files]
+    else:
+        images, labels = read_split(config.dataset, config.data_path, train=False)
+    if not 0 <= index < len(labels):
+        raise UserError(f"--index {index}: {config.dataset} has test images 0 to {len(labels) - 1}")
+    if config.dataset == "folder":
+        return open_image(files[index][0]), labels[index]
+    return Image.fromarray(images[index].permute(1, 2, 0).squeeze(-1).numpy()).convert("RGB"), int(labels[index])
+
+
+def image_files(path):
+    """The image files that a path means: itself, or those in that folder; UserError where there are none."""
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"--image_path {path} does not exist; give an image or a folder of images")
+    if not path.is_dir():
+        return [path]
+    known = Image.registered_extensions()
+    files = sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in known)
+    if not files:
+        raise UserError(f"--image_path {path}: no image in that folder")
+    return files
+
+
 def measure(source, places, config, most=2000):
     """mean and std, a value a channel, of (at most 2,000 of) the training images in 0..1."""
     images, _, files = source
@@ -545,6 +582,13 @@ def to_pixels(image, size, in_chans):
 def to_batch(image, *, img_size, in_chans, mean, std):
     """A PIL image as a normalised batch of one: float 1 x in_chans x img_size x img_size."""
     return normalise(to_pixels(image, img_size, in_chans)[None] / 255, mean, std)
+
+
+def to_image(values, mean, std):
+    """A normalised image in_chans x S x S as a PIL image."""
+    mean, std = (torch.tensor(v, device=values.device).view(-1, 1, 1) for v in (mean, std))
+    pixels = ((values * std + mean) * 255).round().clamp(0, 255).byte().cpu()
+    return Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).numpy()).convert("RGB")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from tqdm import tqdm
 import checkpoint
 import metrics
 import plots
+import snapshots
 import tracking
 from config import FIELDS, UserError, flag
 from model import count_parameters
@@ -471,7 +472,16 @@ def write_metrics(path, history):
     return path
 
 
-RUN_FILES = ("best.pt", "last.pt", "metrics.csv", "report.json", "config.yaml", "graph_loss.png", "graph_accuracy.png")
+RUN_FILES = (
+    "best.pt",
+    "last.pt",
+    "metrics.csv",
+    "report.json",
+    "config.yaml",
+    "graph_loss.png",
+    "graph_accuracy.png",
+    "training.gif",
+)
 
 
 def claim_folders(config):
@@ -492,7 +502,8 @@ def claim_folders(config):
     make_folders(config)
     for file in files_of(config.folder_name):
         file.unlink()
-    shutil.rmtree(config.output_folder / "tensorboard", ignore_errors=True)
+    for pictures in ("tensorboard", "visualizers"):
+        shutil.rmtree(config.output_folder / pictures, ignore_errors=True)
 
 
 def make_folders(config):
@@ -558,9 +569,10 @@ def fit(model, sets, config):
     config: a TrainConfig; its folder_name is changed where a run of that name is there already.
 
     Writes MODEL_PATH/NAME/best.pt (on validation accuracy; without a validation split, the newest) and
-    last.pt, and OUTPUT_PATH/NAME/metrics.csv, config.yaml, graph_loss.png, graph_accuracy.png and
-    report.json. Raises UserError at a loss that is not finite, a folder that cannot be written or a
-    checkpoint that does not fit; Stopped (a KeyboardInterrupt) after Ctrl-C or SIGTERM, with last.pt saved.
+    last.pt, and OUTPUT_PATH/NAME/metrics.csv, config.yaml, graph_loss.png, graph_accuracy.png,
+    training.gif, report.json and the pictures of config.visualizers (snapshots.py). Raises UserError at
+    a loss that is not finite, a folder that cannot be written or a checkpoint that does not fit;
+    Stopped (a KeyboardInterrupt) after Ctrl-C or SIGTERM, with last.pt saved.
     """
     device = config.pick_device()
     amp = pick_amp(device, config.amp)
@@ -619,7 +631,8 @@ def fit(model, sets, config):
             "overwrite",
         )
         for name in [name for name in FIELDS if name not in where]:
-            before, now = resumed["config"].get(name), getattr(config, name)
+            now = getattr(config, name)
+            before = resumed["config"].get(name, now)
             if before != now:
                 print(f"from here on with {flag(name)} {now}, until now {before}")
     else:
@@ -628,6 +641,7 @@ def fit(model, sets, config):
     if config.compile:
         run.forward = try_compile(model, next(iter(sets.train))[0], amp)
 
+    pictures = snapshots.Snapshots(config, sets, model, progress.epoch)
     steps = len(sets.train)
     run.tracker = tracking.Tracker(config, outputs, progress.epoch * steps + progress.step)
     with contextlib.closing(run.tracker), stop_at_signal() as stop:
@@ -658,6 +672,12 @@ def fit(model, sets, config):
             progress.epoch, progress.step = progress.epoch + 1, 0
             progress.loss_sum, progress.correct, progress.seen, progress.seconds = 0.0, 0, 0, 0.0
             progress.wall = time.perf_counter() - began
+
+            # pictures
+            if progress.epoch % config.visualize_every_n_epochs == 0 or progress.epoch == config.epochs:
+                for kind, path in pictures.take(run.evaluated, progress.epoch).items():
+                    run.tracker.picture(progress.epoch * steps, kind, path)
+                    print(path)
 
             # best, last and periodic checkpoints; early stopping
             if val:
@@ -705,6 +725,10 @@ def fit(model, sets, config):
                 soft_labels=bool(config.label_smoothing or config.mixup or config.cutmix),
             )
             run.tracker.picture(progress.epoch * steps, what, path)
+            print(path)
+        frames = plots.training_frames(progress.history, title=config.folder_name)
+        print(plots.save_gif(frames, outputs / "training.gif", frame_ms=200, hold=5))
+        for path in pictures.finish():
             print(path)
         if test:
             run.tracker.scalars(progress.epoch * steps, {"test/accuracy": test["accuracy"], "test/loss": test["loss"]})

@@ -51,3 +51,12 @@ def per_class(labels, predictions, classes):
 def confusion(labels, predictions, num_classes):
     """C x C counts: row the true class, column the predicted one."""
     return confusion_matrix(labels, predictions, labels=range(num_classes))
+
+
+def bootstrap_mean(values, *, resamples=10_000, seed=0):
+    """The 95 % percentile interval [low, high] of the mean of n values, by resampling them (Efron,
+    1979). Of paired differences it is the paired bootstrap."""
+    values = np.asarray(values, dtype=np.float64)
+    rng = np.random.default_rng(seed)
+    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(resamples)]
+    return np.quantile(means, [0.025, 0.975]).tolist()

@@ -302,8 +302,9 @@ class VisionTransformer(nn.Module):
         With return_attention also the attention B x L x H x N x N (before dropout; rows sum to 1).
         With return_hidden also a dict name -> tensor: "patch_embed" (B x P x D) and, for each block
         i from 0, "blocks.i.norm1", ".attn", ".norm2", ".mlp" and its output "blocks.i" (B x N x D);
-        the names are those of the modules. What is asked for comes as a tuple, in this order:
-        (logits, attention, hidden).
+        the names are those of the modules. With both, the dict has "blocks.i.attention" (B x H x N x N)
+        too, through which logits can be differentiated. What is asked for comes as a tuple, in this
+        order: (logits, attention, hidden).
         """
         x = self.patch_embed(images)  # B x P x D
         hidden = {"patch_embed": x}
@@ -316,6 +317,7 @@ class VisionTransformer(nn.Module):
             x, attention, inside = block(x, return_attention)
             if return_attention:
                 maps.append(attention)
+                hidden[f"blocks.{i}.attention"] = attention
             if return_hidden:
                 hidden.update({f"blocks.{i}.{name}": value for name, value in inside.items()})
                 hidden[f"blocks.{i}"] = x

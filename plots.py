@@ -1,13 +1,19 @@
-"""Numbers and maps -> figures. Every function writes one file and returns its path."""
+"""Numbers and maps -> figures and GIFs. What takes a path writes that one file and returns it."""
 
 import os
 import sys
 
+import matplotlib
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from checkpoint import replacing
+
+# Of Okabe and Ito, distinguishable to all (black and grey added); markers tell apart what colours repeat
+COLOURS = "#0072B2 #E69F00 #009E73 #D55E00 #CC79A7 #56B4E9 #F0E442 #000000 #999999 #7A3E00".split()
+MARKERS = "o^sDvPX*<>"
 
 
 def save(figure, path):
@@ -91,6 +97,215 @@ def prediction(image, attention, title, path, *, words="CLS attention, last bloc
         axes.set_axis_off()
     figure.colorbar(drawn, ax=right, shrink=0.8, label="share of attention")
     figure.suptitle(title)
+    return save(figure, path)
+
+
+# ------------------------------------------------------------------------------ sheets of tiles, GIFs
+
+
+def shade(values, *, low=None, high=None, cmap="viridis"):
+    """A map G x G as colours G x G x 3 (uint8), from `low` (its smallest value) to `high` (its largest)."""
+    values = np.asarray(values, dtype=np.float64)
+    low = values.min() if low is None else low
+    high = values.max() if high is None else high
+    shares = (values - low) / (high - low) if high > low else np.zeros_like(values)
+    return (matplotlib.colormaps[cmap](shares)[..., :3] * 255).round().astype(np.uint8)
+
+
+def enlarge(pixels, side):
+    """Pixels h x w x 3 (uint8), or a PIL image, at side x side with hard edges: patches stay visible."""
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    return np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.NEAREST))
+
+
+def overlay(image, values, side):
+    """A PIL image in grey under a map G x G (from 0, dark, to its largest value, bright), side x side x 3."""
+    grey = enlarge(image.convert("L"), side)
+    colours = enlarge(shade(values, low=0, cmap="inferno"), side)
+    return (0.4 * grey + 0.6 * colours).round().astype(np.uint8)
+
+
+def mark(pixels, row, column, grid):
+    """The same pixels with a frame around one patch of grid x grid."""
+    image = Image.fromarray(pixels)
+    step = image.width / grid
+    box = [column * step, row * step, (column + 1) * step - 1, (row + 1) * step - 1]
+    ImageDraw.Draw(image).rectangle([round(edge) for edge in box], outline="#00D0FF", width=2)
+    return np.asarray(image)
+
+
+def sheet(tiles, *, columns, title, note=""):
+    """Tiles in rows of `columns` under a title and over a note, as a PIL image. A tile is (caption,
+    pixels S x S x 3), all of one size; None leaves a gap."""
+    font, small = ImageFont.load_default(15), ImageFont.load_default(12)
+    side = next(tile[1].shape[0] for tile in tiles if tile)
+    columns = min(columns, len(tiles))
+
+    def text_size(text, face):
+        left, top, right, bottom = ImageDraw.Draw(Image.new("L", (1, 1))).multiline_textbbox((0, 0), text, face)
+        return right, bottom
+
+    widest = max(text_size(tile[0], small)[0] for tile in tiles if tile)
+    gap = 8
+    cell = max(side, int(widest)) + gap
+    width = int(max(columns * cell, text_size(title, font)[0], text_size(note, small)[0] if note else 0)) + 2 * gap
+    top = int(text_size(title, font)[1]) + 2 * gap
+    lines = 1 + max(tile[0].count("\n") for tile in tiles if tile)
+    row_height = side + 14 * lines + gap
+    rows = -(-len(tiles) // columns)
+    bottom = int(text_size(note, small)[1]) + gap if note else 0
+    image = Image.new("RGB", (width, top + rows * row_height + bottom), "white")
+    draw = ImageDraw.Draw(image)
+    draw.multiline_text((gap, gap), title, "black", font)
+    for i, tile in enumerate(tiles):
+        if tile is None:
+            continue
+        x, y = gap + i % columns * cell, top + i // columns * row_height
+        draw.rectangle([x - 1, y - 1, x + side, y + side], outline="#CCCCCC")
+        image.paste(Image.fromarray(tile[1]), (x, y))
+        draw.multiline_text((x, y + side + 2), tile[0], "black", small)
+    draw.multiline_text((gap, image.height - bottom), note, "#555555", small)
+    return image
+
+
+def save_image(image, path):
+    """A PIL image as PNG."""
+    with replacing(path) as part:
+        image.save(part, format="PNG", optimize=True)
+    return path
+
+
+def save_gif(frames, path, *, frame_ms, hold=1):
+    """PIL images as an endless GIF; the first and the last stay `hold` times as long."""
+    width, height = (max(sizes) for sizes in zip(*(frame.size for frame in frames)))
+    canvas = []
+    for frame in frames:
+        whole = Image.new("RGB", (width, height), "white")
+        whole.paste(frame)
+        canvas.append(whole.quantize(128, dither=Image.Dither.NONE))
+    durations = [frame_ms] * len(frames)
+    durations[0] = durations[-1] = frame_ms * hold
+    with replacing(path) as part:
+        canvas[0].save(
+            part, format="GIF", save_all=True, append_images=canvas[1:], duration=durations, loop=0, optimize=True
+        )
+    return path
+
+
+def training_frames(history, *, title, most=40):
+    """The curves of loss and accuracy as they grow, PIL images: one an epoch, at most `most`."""
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    epochs = [row["epoch"] for row in history]
+    lines, panels = [], figure.subplots(1, 2)
+    for axes, what in zip(panels, ("loss", "accuracy")):
+        for split, words, colour in (("train", "train (running)", COLOURS[0]), ("val", "validation", COLOURS[3])):
+            values = [np.nan if row[f"{split}_{what}"] is None else row[f"{split}_{what}"] for row in history]
+            if not np.isnan(values).all():
+                lines.append((*axes.plot(epochs, values, label=words, color=colour, marker="."), values))
+        axes.set(xlabel="epoch", ylabel="cross-entropy loss" if what == "loss" else what)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend(loc="upper right" if what == "loss" else "lower right", fontsize=8)
+    heading = figure.suptitle(f"{title}: epoch {epochs[-1]}", fontsize=10)
+    canvas.draw()  # with every value: the axes stay as they then are
+    figure.set_layout_engine("none")
+    for axes in panels:
+        axes.autoscale(False)
+
+    frames = []
+    for shown in np.unique(np.linspace(1, len(epochs), min(most, len(epochs))).round().astype(int)):
+        for line, values in lines:
+            line.set_data(epochs[:shown], values[:shown])
+        heading.set_text(f"{title}: epoch {epochs[shown - 1]}")
+        canvas.draw()
+        frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()))
+    return frames
+
+
+SCALE = "Each map is scaled by itself: from 0 (dark) to its largest value (bright)"
+OWN_SCALE = "Each map is scaled by itself: from its smallest (dark) to its largest value (bright)"
+HIDDEN = ("norm1", "attn", "norm2", "mlp", "block")  # of a block, in the order of computation; its output
+
+
+def hidden_name(layer, part):
+    """The key of return_hidden."""
+    return f"blocks.{layer}" + (f".{part}" if part != "block" else "")
+
+
+def hidden_tiles(hidden, layer, side):
+    """Tiles for one image's hidden values (name -> N x D) at a layer: root mean square over the width,
+    on the grid; a CLS token's is in the caption."""
+    tiles = []
+    for part in HIDDEN:
+        values = np.asarray(hidden[hidden_name(layer, part)])  # N x D
+        size = np.sqrt((values**2).mean(-1))  # N
+        grid = int(len(size) ** 0.5)
+        patches = size[len(size) - grid**2 :]
+        words = f"{part} of layer {layer}\n{patches.min():.2f} to {patches.max():.2f}"
+        words += f", CLS {size[0]:.2f}" if len(size) > grid**2 else ""
+        tiles.append((words, enlarge(shade(patches.reshape(grid, grid)), side)))
+    return tiles
+
+
+# -------------------------------------------------------------------------------------- other figures
+
+
+def scatter(axes, points, labels, classes):
+    """Points n x 2 coloured by class: a legend where there are few classes, else names at their middles."""
+    few, size = len(classes) <= 20, np.clip(8000 / len(points), 6, 30)
+    for i, name in enumerate(classes):
+        mine = points[labels == i]
+        if not len(mine):
+            continue
+        style = dict(color=COLOURS[i % len(COLOURS)], marker=MARKERS[i // len(COLOURS) % len(MARKERS)])
+        axes.scatter(*mine.T, s=size, alpha=0.6, linewidths=0, label=name, **style)
+        if not few:
+            axes.text(*np.median(mine, axis=0), name, fontsize=6, ha="center")
+    axes.set(xticks=[], yticks=[])
+    if few:
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+
+
+def embeddings(panels, labels, classes, title, path):
+    """Two-dimensional views of the same points, side by side: panels is [(words, n x 2), ...]."""
+    figure = Figure(figsize=(5.2 * len(panels) + 1.2, 4.8), layout="constrained")
+    for axes, (words, points) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+        scatter(axes, points, labels, classes)
+        axes.set_title(words, fontsize=10)
+        if axes.get_legend() and points is not panels[-1][1]:
+            axes.get_legend().remove()
+    figure.suptitle(title, fontsize=11)
+    return save(figure, path)
+
+
+def token_values(values, title, path):
+    """A token's values behind each block, layers x width, as colours (orange below 0, purple above)."""
+    values = np.asarray(values)
+    figure = Figure(figsize=(8, 1.2 + 0.28 * len(values)), layout="constrained")
+    axes = figure.add_subplot()
+    most = np.abs(values).max()
+    drawn = axes.imshow(values, cmap="PuOr", vmin=-most, vmax=most, aspect="auto", interpolation="nearest")
+    axes.set(xlabel="dimension", ylabel="layer", yticks=range(len(values)))
+    axes.set_title(title, fontsize=10)
+    figure.colorbar(drawn, ax=axes, label="value")
+    return save(figure, path)
+
+
+def faithfulness(curves, title, path):
+    """Insertion and deletion curves, means over the images: curves is a dict (baseline, kind) -> dict
+    name -> values."""
+    figure = Figure(figsize=(9, 6.4), layout="constrained")
+    panels = figure.subplots(2, len(curves) // 2, squeeze=False).flat
+    for axes, ((baseline, kind), named) in zip(panels, curves.items()):
+        for i, (name, values) in enumerate(named.items()):
+            style = dict(color="black", linestyle="--") if name == "random" else dict(color=COLOURS[i])
+            axes.plot(np.linspace(0, 100, len(values)), values, label=name, **style)
+        axes.set(xlabel=f"patches {'removed' if kind == 'deletion' else 'shown'}, %", ylabel="probability", ylim=(0, 1))
+        axes.set_title(f"{kind}, {baseline}: {'lower' if kind == 'deletion' else 'higher'} is better", fontsize=10)
+        axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.suptitle(title, fontsize=11)
     return save(figure, path)
 
 

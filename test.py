@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 import torch.nn.functional as F
-from PIL import Image
 
 import checkpoint
 import data
@@ -27,8 +27,6 @@ import metrics
 import plots
 from config import FIELDS, Parser, UserError, add_flags, in_groups, read_settings, run_cli
 
-DEFAULT_MODEL = "model/vit-layer12-32-cifar10"
-
 
 def parse_args():
     """(this script's own arguments, settings of where and how to run, what the checkpoint should be)"""
@@ -36,7 +34,9 @@ def parse_args():
     parser.add_argument("--mode", default="cifar", help="cifar (default: the whole test split), cifar-single or custom")
     parser.add_argument("--index", default="1", help="cifar-single: which test image, from 0 (default: %(default)s)")
     parser.add_argument("--image_path", metavar="PATH", help="custom: an image, or a folder of images")
-    parser.add_argument("--model_path", default=DEFAULT_MODEL, help="a checkpoint or run folder (default: %(default)s)")
+    parser.add_argument(
+        "--model_path", default=checkpoint.DEFAULT_MODEL, help="a checkpoint or run folder (default: %(default)s)"
+    )
     parser.add_argument("--no_image", action="store_true", help="do not open the picture (it is saved all the same)")
     where_and_how = ("output_path", "data_path", "batch_size", "num_workers", "num_test_images", "device")
     add_flags(parser, where_and_how)
@@ -52,20 +52,9 @@ def parse_args():
         raise UserError(f"--index {args.index!r}: give a whole number")
     if args.mode == "custom" and not args.image_path:
         raise UserError("--mode custom needs --image_path FILE-OR-FOLDER")
-    if args.mode == "custom" and not Path(args.image_path).exists():
-        raise UserError(f"--image_path {args.image_path} does not exist; give an image or a folder of images")
-    if args.model_path == DEFAULT_MODEL and not Path(DEFAULT_MODEL).exists():
-        raise UserError(
-            f"{DEFAULT_MODEL} is not there yet; train it: python train.py --n_layers 12, or name another --model_path"
-        )
+    if args.mode == "custom":
+        data.image_files(args.image_path)  # refused before anything is loaded
     return args, settings, expected
-
-
-def test_folder(path, output_path):
-    """output/NAME/test for a checkpoint of the run NAME, or of the file NAME.pt; made, and writable."""
-    run = path.name if path.is_dir() else path.parent.name
-    of_a_run = path.is_dir() or path.stem in ("best", "last") or path.stem.startswith("ViT_model_")
-    return checkpoint.writable_folder(Path(output_path) / (run if of_a_run else path.stem) / "test", "--output_path")
 
 
 def test_split(found, config, folder):
@@ -116,49 +105,33 @@ def test_split(found, config, folder):
 
 def test_one(found, image, name, picture, label=None):
     """Print one image's likeliest classes, draw it beside its attention, and return the numbers."""
-    logits, attention = found.model(found.batch(image), return_attention=True)
-    likeliest = found.name(logits[0].detach())
+    with torch.no_grad():
+        logits, attention, hidden = found.model(found.batch(image), return_attention=True, return_hidden=True)
+        seen = explain.attention_from(attention[:, -1:], explain.pool_weights(found.model, hidden))
+    likeliest = found.name(logits[0])
     print(f"{name}: {', '.join(f'{guess} {share:.4f}' for guess, share in likeliest)}")
     if label is not None:
         print(f"true class: {label}")
     title = f"{likeliest[0][0]} {likeliest[0][1]:.1%}" + (f" (true: {label})" if label is not None else "")
     square = data.square(image, found.model.img_size if label is not None else max(224, found.model.img_size))
-    words = "CLS attention, last block" if found.model.has_cls else "attention, last block, mean of all tokens"
-    plots.prediction(square, explain.cls_attention(attention)[0].detach().cpu(), title, picture, words=words)
+    words = f"last block, attention from {explain.describe_pool(found.model)}"
+    plots.prediction(square, explain.to_grid(seen)[0, 0].mean(0).cpu(), title, picture, words=words)
     print(picture)
     return {"image": str(name), "true": label, "top": [{"class": c, "probability": p} for c, p in likeliest]}
 
 
 def test_index(found, config, folder, index):
     """--mode cifar-single: one image of the test split, by its place in the official order."""
-    if config.dataset == "folder":
-        files = data.FolderIndex(config.data_path, config.seed).splits["test"]
-        labels = [label for _, label in files]
-    else:
-        images, labels = data.read_split(config.dataset, config.data_path, train=False)
-    if not 0 <= index < len(labels):
-        raise UserError(f"--index {index}: {config.dataset} has test images 0 to {len(labels) - 1}")
-    if config.dataset == "folder":
-        image = data.open_image(files[index][0])
-    else:
-        image = Image.fromarray(images[index].permute(1, 2, 0).squeeze(-1).numpy()).convert("RGB")
+    image, label = data.test_image(config, index)
     picture = folder / f"index-{index}.png"
-    label = found.classes[labels[index]]
-    numbers = test_one(found, image, f"index {index}", picture, label)
+    numbers = test_one(found, image, f"index {index}", picture, found.classes[label])
     print(engine.write_json(picture.with_suffix(".json"), numbers))
     return [picture]
 
 
 def test_custom(found, folder, path):
     """--mode custom: an image file, or those in a folder. Returns (pictures, how many were bad)."""
-    path = Path(path)
-    if path.is_dir():
-        known = Image.registered_extensions()
-        files = sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in known)
-        if not files:
-            raise UserError(f"--image_path {path}: no image in that folder")
-    else:
-        files = [path]
+    files = data.image_files(path)
     pictures, numbers, bad = [], [], []
     for file in files:
         try:
@@ -182,20 +155,10 @@ def main():
     found = checkpoint.load(args.model_path, **expected)
     for note in found.notes:
         print(note)
-    if found.config.dataset == "folder" and settings["data_path"] == FIELDS["data_path"].default:
-        settings["data_path"] = found.config.data_path
-    config = dataclasses.replace(found.config, **settings)
-    if config.dataset == "folder" and args.mode != "custom":
-        classes = data.FolderIndex(config.data_path, config.seed).classes
-        if classes != found.classes:
-            raise UserError(
-                f"--data_path {config.data_path} has the classes {', '.join(classes)}, "
-                f"{args.model_path} was trained on {', '.join(found.classes)}"
-            )
+    custom = args.mode == "custom"
+    config = dataclasses.replace(found.config, **settings) if custom else found.data_config(**settings)
     found.model.to(config.pick_device())
-    if args.mode != "custom" and config.dataset is None:
-        raise UserError(f"{args.model_path} does not say what it was trained on; add --dataset cifar10")
-    folder = test_folder(Path(args.model_path), config.output_path)
+    folder = checkpoint.writable_folder(Path(config.output_path) / found.run_name / "test", "--output_path")
 
     bad = 0
     if args.mode == "cifar":

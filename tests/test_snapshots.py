@@ -1,0 +1,114 @@
+"""--visualizers of train.py: pictures of fixed images while a model learns."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import assert_refused, run
+from PIL import Image
+
+import checkpoint
+import explain
+
+KINDS = ("token_attn_maps", "cls_heatmap", "hidden", "cls_dim_reduction")
+SHORT = ["--dataset", "digits", "--num_train_images", 300, "--epochs", 3, "--folder_name", "r", "--pool", "cls"]
+LOOK = [
+    "--visualizers",
+    "token_attn_maps",
+    "cls_heatmap",
+    "hooks",
+    "cls_dim_reduction",
+    "--visualize_every_n_epochs",
+    2,
+]
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    root = tmp_path_factory.mktemp("seen")
+    done = run(
+        "train.py", *SHORT, *LOOK, "--save_npy", "--visualize_layers", 1, 3, "--log_backend", "tensorboard",
+        "--save_every_n_epochs", 2, cwd=root,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return root, done
+
+
+def test_pictures_every_n_epochs_and_at_the_end(seen):
+    root, done = seen
+    for kind in KINDS:
+        for epoch in (2, 3):
+            path = f"output/r/visualizers/{kind}-epoch-{epoch:03d}.png"
+            assert path in done.stdout
+            Image.open(root / path).verify()
+        assert not (root / f"output/r/visualizers/{kind}-epoch-001.png").exists()
+        with Image.open(root / f"output/r/{kind}.gif") as gif:
+            assert gif.n_frames == 2 and gif.info["loop"] == 0
+        assert f"output/r/{kind}.gif" in done.stdout
+    with Image.open(root / "output/r/training.gif") as gif:
+        assert gif.n_frames == 3
+
+
+def test_the_numbers_are_those_of_the_model_at_that_epoch(seen):
+    import data
+    from config import TrainConfig
+
+    root, _ = seen
+    contents = checkpoint.read(root / "model/r/last.pt")
+    found = checkpoint.load(root / "model/r")
+    found.model.load_state_dict(contents["model"])
+    config = TrainConfig.create(dataset="digits", num_train_images=300, pool="cls")
+    images, _ = data.load(config).val.sample(4)
+    with torch.no_grad():
+        _, attention, hidden = found.model(images, return_attention=True, return_hidden=True)
+
+    def saved(kind):
+        return np.load(root / f"output/r/visualizers/{kind}-epoch-003.npy")
+
+    np.testing.assert_allclose(saved("token_attn_maps"), attention[0, [1, 3]].mean(1), atol=1e-5)
+    np.testing.assert_allclose(saved("cls_heatmap"), attention[:, [1, 3], :, 0], atol=1e-5)
+    values = saved("hidden")
+    assert values.shape == (2, 5, 17, 64)
+    np.testing.assert_allclose(values[1, 0], hidden["blocks.3.norm1"][0], atol=1e-4)
+    np.testing.assert_allclose(values[1, 4], hidden["blocks.3"][0], atol=1e-4)
+    points, _ = data.load(config).val.sample(1000)
+    assert len(points) == 30  # all there are
+    np.testing.assert_allclose(saved("cls_dim_reduction"), explain.features(found.model, points), atol=1e-4)
+
+
+def test_tensorboard_has_them(seen):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(seen[0] / "output/r/tensorboard"), size_guidance={"images": 0}).Reload()
+    assert set(KINDS) <= set(events.Tags()["images"])
+    assert [event.step for event in events.Images("hidden")] == [2 * 9, 3 * 9]
+
+
+def test_looking_does_not_disturb_the_training(seen, tmp_path):
+    done = run("train.py", *SHORT, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "output/r/visualizers").exists()
+    seen_weights, own = (checkpoint.read(root / "model/r/last.pt")["model"] for root in (seen[0], tmp_path))
+    assert all(torch.equal(own[name], value) for name, value in seen_weights.items())
+
+
+def test_without_validation_it_looks_at_training_images(tmp_path):
+    args = [*SHORT[:4], "--epochs", 1, "--folder_name", "r", "--val_split", 0, "--visualizers", "cls_heatmap"]
+    done = run("train.py", *args, "--save_npy", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert np.load(tmp_path / "output/r/visualizers/cls_heatmap-epoch-001.npy").shape == (4, 3, 4, 16)
+
+
+def test_a_run_that_goes_on_from_earlier_loses_the_later_pictures(seen, tmp_path):
+    root = shutil.copytree(seen[0], tmp_path / "copy")
+    done = run("train.py", *SHORT, "--resume", "model/r/ViT_model_002.pt", cwd=root)
+    assert done.returncode == 0, done.stderr
+    left = {path.name for path in (root / "output/r/visualizers").glob("*.png")}
+    assert left == {f"{kind}-epoch-002.png" for kind in KINDS}
+
+
+def test_bad_input(tmp_path):
+    assert_refused(run("train.py", *SHORT, "--visualizers", "dance", cwd=tmp_path), "--visualizers 'dance'", "hidden")
+    assert_refused(run("train.py", *SHORT, "--visualize_layers", 9, cwd=tmp_path), "--visualize_layers 9", "0 to 3")
+    assert not list(tmp_path.iterdir())

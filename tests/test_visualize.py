@@ -1,0 +1,208 @@
+"""visualize.py: each picture of a model that train.py made, and what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import assert_refused, run
+from PIL import Image
+
+import checkpoint
+import data
+import explain
+import plots
+from config import TrainConfig
+
+MODEL = ["--model_path", "model/vit-layer4-8-digits"]
+PICTURES = "output/vit-layer4-8-digits/visualize"
+
+
+@pytest.fixture(scope="module")
+def root(digits_run):
+    return digits_run[0]
+
+
+def look(root, command, *args):
+    """The paths that visualize.py printed, each of which is there."""
+    done = run("visualize.py", command, *MODEL, *args, cwd=root)
+    assert done.returncode == 0, done.stderr
+    paths = [root / line for line in done.stdout.splitlines() if line.endswith((".png", ".gif", ".npy", ".json"))]
+    assert paths and all(path.is_file() for path in paths), done.stdout
+    return paths
+
+
+def frames(path):
+    with Image.open(path) as image:
+        assert image.info["loop"] == 0 and path.stat().st_size < 1_500_000
+        durations, pixels = [], []
+        for i in range(image.n_frames):
+            image.seek(i)
+            durations.append(image.info["duration"])
+            pixels.append(np.asarray(image.convert("RGB")).astype(int))
+        return durations, pixels
+
+
+def subject(root, index):
+    """The checkpoint, and a test image's pixels, attention and pool weights."""
+    found = checkpoint.load(root / "model/vit-layer4-8-digits")
+    image, _ = data.test_image(TrainConfig.create(dataset="digits"), index)
+    with torch.no_grad():
+        _, attention, hidden = found.model(found.batch(image), return_attention=True, return_hidden=True)
+    return found, image, attention, hidden
+
+
+def test_gif_runs_over_layers_and_heads(root):
+    (path,) = look(root, "gif", "--index", 3)
+    assert path == root / "attention_map_gif/digits-index-3.gif"
+    durations, pixels = frames(path)
+    assert durations == [1200, *14 * [400], 1200]
+    found, image, attention, hidden = subject(root, 3)
+    seen = explain.attention_from(attention, explain.pool_weights(found.model, hidden))[0].detach()
+    tiles = [plots.overlay(image, explain.to_grid(maps), 224) for layer in seen for maps in layer]
+    for shown, tile in zip(pixels, tiles):  # the tile is in the frame, but for the GIF's palette
+        width = shown.shape[1]
+        corner = next(x for x in range(230, width) if abs(shown[60:270, x : x + 200] - tile[7:217, :200]).mean() < 6)
+        assert corner
+
+
+def test_gif_of_chosen_layers_and_heads(root):
+    (path,) = look(root, "gif", "--layers", 3, "--heads", 1, "mean", "--output_path", "x/y.gif", "--frame_ms", 100)
+    assert path == root / "x/y.gif" and frames(path)[0] == [300, 300]
+
+
+def test_pictures_of_ones_own_images(root, tmp_path):
+    for name, colour in (("red", "#ff0000"), ("wide", "#00ff00")):
+        Image.new("RGB", (300, 200), colour).save(tmp_path / f"{name}.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    done = run("visualize.py", "maps", *MODEL, "--image_path", tmp_path, "--output_path", "own", cwd=root)
+    assert done.returncode == 1 and "broken.png cannot be read" in done.stderr
+    assert sorted(path.name for path in (root / "own").iterdir()) == ["red-maps.png", "wide-maps.png"]
+
+
+@pytest.mark.parametrize(
+    "command, names",
+    [
+        ("maps", ["maps.png"]),
+        ("rollout", ["rollout.png"]),
+        ("cls", ["cls.png", "cls-values.png"]),
+        ("tokens", ["tokens.png", "tokens.gif"]),
+        ("gradcam", ["gradcam.png"]),
+        ("hidden", ["hidden.png", "hidden.gif"]),
+    ],
+)
+def test_pictures_of_a_test_image(root, command, names):
+    paths = look(root, command, "--index", 0)
+    assert paths == [root / PICTURES / f"digits-index-0-{name}" for name in names]
+    for path in paths:
+        with Image.open(path) as image:
+            assert image.width > 300 and np.asarray(image.convert("L")).std() > 20
+    if command == "tokens":
+        assert len(frames(paths[1])[0]) == 16  # a frame for each patch
+    if command == "hidden":
+        assert len(frames(paths[1])[0]) == 4  # and for each layer
+
+
+def test_a_class_changes_its_map_alone(root):
+    one, other = (look(root, "gradcam", "--target", digit, "--output_path", f"t{digit}.png")[0] for digit in (3, 8))
+    one, other = (np.asarray(Image.open(path).convert("RGB")).astype(int) for path in (one, other))
+    differ = abs(one[:, : min(one.shape[1], other.shape[1])] - other[:, : min(one.shape[1], other.shape[1])]).sum(
+        (0, 2)
+    )
+    assert differ[170:330].any() and not differ[:160].any()
+
+
+def test_hidden_values_are_saved(root):
+    paths = look(root, "hidden", "--index", 5, "--save_npy")
+    _, _, _, hidden = subject(root, 5)
+    saved = {
+        path.name.removeprefix("digits-index-5-hidden-")[:-4]: np.load(path) for path in paths if path.suffix == ".npy"
+    }
+    assert set(saved) == {name for name in hidden if not name.endswith(".attention")}
+    for name, values in saved.items():
+        np.testing.assert_allclose(values, hidden[name][0], atol=1e-5)
+
+
+def test_embeddings_and_their_silhouette(root):
+    from sklearn.metrics import silhouette_score
+
+    paths = look(root, "embeddings", "--method", "pca", "--num_images", 360)
+    told = json.loads(paths[1].read_text())
+    found = checkpoint.load(root / "model/vit-layer4-8-digits")
+    sets = data.load(TrainConfig.create(dataset="digits"))
+    images, labels = sets.test.sample(360)
+    assert torch.equal(labels, sets.test.labels)
+    expected = silhouette_score(explain.features(found.model, images).numpy(), labels.numpy())
+    assert told["n"] == 360 and told["silhouette"]["features"] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("command", ["positions", "filters", "training"])
+def test_pictures_of_the_model(root, command):
+    (path,) = look(root, command)
+    if command == "training":
+        durations, pixels = frames(path)
+        assert len(durations) == 4 and durations[0] == durations[-1] == 5 * durations[1]
+        assert all(abs(a - b).sum() > 0 for a, b in zip(pixels, pixels[1:]))
+
+
+def test_faithfulness_is_told_against_random(root):
+    done = run("visualize.py", "faithfulness", *MODEL, "--num_images", 40, cwd=root)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((root / PICTURES / "faithfulness.json").read_text())
+    assert [row["map"] for row in report["rows"]][-1] == "random" and len(report["rows"]) == 6
+    for row in report["rows"][:-1]:
+        for kind in ("mean_deletion", "mean_insertion", "blur_deletion", "blur_insertion"):
+            cell, floor = row[kind], report["rows"][-1][kind]
+            assert cell["difference"] == pytest.approx(cell["area"] - floor["area"], abs=1e-6)
+            assert cell["ci95"][0] <= cell["difference"] <= cell["ci95"][1]
+            assert f"{cell['area']:.3f} ({cell['difference']:+.3f}" in done.stdout
+    # a trained model's own evidence: what gradient rollout puts first is missed more than random patches
+    assert report["rows"][3]["map"] == "gradient rollout"
+    assert report["rows"][3]["mean_deletion"]["ci95"][1] < 0 < report["rows"][3]["mean_insertion"]["ci95"][0]
+
+
+def test_cifar_and_a_timm_file(cifar_root, tmp_path):
+    timm = pytest.importorskip("timm.models.vision_transformer")
+    theirs = timm.VisionTransformer(
+        img_size=32, patch_size=4, num_classes=10, embed_dim=48, depth=2, num_heads=3, mlp_ratio=2.0
+    )
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pt")
+    args = ["--model_path", "theirs.pt", "--dataset", "cifar10", "--n_attention_heads", 3, "--data_path", cifar_root]
+    done = run("visualize.py", "gif", *args, "--index", 21, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(frames(tmp_path / "attention_map_gif/cifar-index-21.gif")[0]) == 6
+    assert "true: airplane" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["maps", "--layers", 4], ["--layers 4", "0 to 3"]),
+        (["maps", "--layers", "x"], ["--layers x", "0 to 3"]),
+        (["gif", "--heads", -1], ["--heads -1", "0 to 3"]),
+        (["cls", "--index", 360], ["--index 360", "0 to 359"]),
+        (["cls", "--index", "one"], ["--index one", "whole number"]),
+        (["gradcam", "--target", "cat"], ["--target cat", "0 to 9"]),
+        (["maps", "--image_path", "none.png"], ["none.png", "does not exist"]),
+        (["maps", "--image_path", "model/vit-layer4-8-digits/best.pt"], ["best.pt", "cannot be read as an image"]),
+        (["maps", "--index", 1, "--image_path", "x.png"], ["--index", "--image_path"]),
+        (["maps", "--output_path", "/proc/x"], ["/proc/x"]),
+        (["gif", "--frame_ms", 1], ["--frame_ms 1", "20"]),
+        (["embeddings", "--method", "umap"], ["--method umap", "pca, tsne or both"]),
+        (["faithfulness", "--num_images", 1000], ["--num_images 1000", "360"]),
+        (["tokens", "--model_path", "none"], ["none", "does not exist"]),
+        (["dance"], ["dance", "maps"]),
+    ],
+)
+def test_bad_input(root, args, words):
+    model = [] if "--model_path" in args or args == ["dance"] else MODEL
+    assert_refused(run("visualize.py", args[0], *model, *args[1:], cwd=root), *words)
+
+
+def test_a_model_without_attention(root, tmp_path):
+    from torchvision.models import resnet18
+
+    torch.save(resnet18(num_classes=10).state_dict(), tmp_path / "resnet.pt")
+    assert_refused(
+        run("visualize.py", "maps", "--model_path", tmp_path / "resnet.pt", cwd=root), "another architecture"
+    )
