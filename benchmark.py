@@ -11,20 +11,26 @@ output/benchmark/report.json.
     textbook  separate query, key and value projections, softmax written out, float32, AdamW unfused
     timm      timm's VisionTransformer, dtype and optimiser as ours (where timm is installed)
 
-Then each augmentation policy's time, as a share of our step.
+Then each augmentation policy's time, as a share of our step, and the time of looking into a model of
+12 blocks: the attention of 100 images, and a GIF of it.
 """
 
 import contextlib
 import statistics
+import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 from tqdm import trange
 
 import engine
+import explain
+import plots
 from augment import POLICIES
 from config import FIELDS, Parser, TrainConfig, UserError, add_flags, in_groups, run_cli
 
@@ -82,6 +88,26 @@ def make_step(model, optimizer, images, labels, amp):
         return loss.item()
 
     return step
+
+
+def seeing(device):
+    """Seconds for looking into a model of 12 blocks: a dict of what -> seconds."""
+    config = TrainConfig.create(depth=12)
+    model = config.build_model().to(device).eval()
+    images = torch.randn(100, 3, 32, 32, device=device)
+    with torch.no_grad():
+        model(images[:2], return_attention=True)  # warm up
+        began = time.perf_counter()
+        _, attention = model(images, return_attention=True)
+        maps = explain.to_grid(attention[:, :, :, 0]).cpu()  # B x L x H x G x G
+    seconds = {"attention of 100 images": time.perf_counter() - began}
+    began = time.perf_counter()
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8))
+    each = [(f"layer {i}, head {j}", values) for i, layer in enumerate(maps[0]) for j, values in enumerate(layer)]
+    frames = plots.attention_frames(picture, each, title="attention from CLS", captions=("", ""), note="")
+    with tempfile.TemporaryDirectory() as folder:
+        plots.save_gif(frames, Path(folder) / "benchmark.gif", frame_ms=400)
+    return {**seconds, f"a GIF of {len(frames)} frames": time.perf_counter() - began}
 
 
 def main():
@@ -147,6 +173,9 @@ def main():
         share = statistics.median(shares)
         print(f"{name:>14}: {share:6.1%} of our step")
         report["augmentation"][name] = {"share_of_step": share}
+    report["seeing"] = seeing(device)
+    for what, seconds in report["seeing"].items():
+        print(f"{what}: {seconds:.2f} s")
     print(engine.write_json(Path(config.output_path) / "benchmark" / "report.json", report))
 
 

@@ -168,6 +168,16 @@ def sheet(tiles, *, columns, title, note=""):
     return image
 
 
+def attention_frames(image, maps, *, title, captions, note):
+    """A frame for each of `maps`, [(words, G x G), ...]: a PIL image beside itself under the map. PIL
+    images; `captions` are those of the two tiles."""
+    frames = []
+    for words, values in maps:
+        tiles = [(captions[0], enlarge(image, 224)), (captions[1], overlay(image, values, 224))]
+        frames.append(sheet(tiles, columns=2, title=f"{words}\n{title}", note=f"{note}; bright: {values.max():.2f}"))
+    return frames
+
+
 def save_image(image, path):
     """A PIL image as PNG."""
     with replacing(path) as part:

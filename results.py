@@ -5,7 +5,7 @@
     python results.py output/A --file x.md     # in another file, between the same two marks
 
 Each row is output/NAME/report.json, metrics.csv and config.yaml; where model/NAME/best.pt is there too, its size
-and checksum follow below the table.
+and checksum follow below the table. Tables of faithfulness are made anew from the reports that their marks name.
 """
 
 import csv
@@ -91,6 +91,36 @@ def table(folders, models=Path("model")):
     return text
 
 
+def faithfulness_table(report):
+    """visualize.py faithfulness's report as markdown: areas, and differences to random orders."""
+    kinds = ("mean_deletion", "mean_insertion", "blur_deletion", "blur_insertion")
+    heads = ("map", "deletion, mean", "insertion, mean", "deletion, blur", "insertion, blur")
+    lines = [heads, ("---",) * len(heads)]
+    for row in report["rows"]:
+        cells = [row["map"]]
+        for kind in kinds:
+            cell = row[kind]
+            words = f"{cell['area']:.3f}"
+            if "ci95" in cell:
+                low, high = cell["ci95"]
+                words += f" ({low:+.3f} to {high:+.3f})"
+                better = high < 0 if kind.endswith("deletion") else low > 0
+                words = f"**{words}**" if better else words
+            cells.append(words)
+        lines.append(cells)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+
+
+def fill_faithfulness(text):
+    """The text with every faithfulness table anew: between a mark that names its report and the next."""
+
+    def fill(found):
+        report = json.loads(Path(found[2]).read_text())
+        return f"{found[1]}\n\n{faithfulness_table(report)}\n{found[3]}"
+
+    return re.sub(r"(<!-- faithfulness: (\S+) -->).*?(<!-- /faithfulness -->)", fill, text, flags=re.S)
+
+
 def split(file):
     """(what comes before the tables, the tables, what comes after)."""
     try:
@@ -115,7 +145,7 @@ def main():
         raise UserError(f"{args.file} has no rows yet; name run folders: python results.py output/NAME ...")
     made = table(folders)
     with replacing(args.file) as part:
-        part.write_text(before + made + after, encoding="utf-8")
+        part.write_text(fill_faithfulness(before + made + after), encoding="utf-8")
     print(made + str(args.file))
 
 

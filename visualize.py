@@ -220,19 +220,15 @@ def seen_from(subject):
 
 def gif(view, subject):
     """Attention from CLS, a frame for each layer and head."""
-    seen, frames = seen_from(subject), []
+    seen, each = seen_from(subject), []
     for layer in view.layers("all"):
         for head in view.heads(list(range(view.n_heads))):
-            values = explain.to_grid(head_maps(seen[layer], head))
-            words = f"layer {layer} of 0 to {view.depth - 1}, {head_words(head)}\nattention from {view.pooled}"
-            tiles = [
-                (f"true class: {subject.truth}" if subject.truth else subject.name, plots.enlarge(subject.image, 224)),
-                (
-                    f"taken for {subject.guesses[0][0]}, {subject.guesses[0][1]:.1%}",
-                    plots.overlay(subject.image, values, 224),
-                ),
-            ]
-            frames.append(plots.sheet(tiles, columns=2, title=words, note=f"{view.name}; bright: {values.max():.2f}"))
+            words = f"layer {layer} of 0 to {view.depth - 1}, {head_words(head)}"
+            each.append((words, explain.to_grid(head_maps(seen[layer], head))))
+    guess, share = subject.guesses[0]
+    captions = (f"true class: {subject.truth}" if subject.truth else subject.name, f"taken for {guess}, {share:.1%}")
+    title = f"attention from {view.pooled}"
+    frames = plots.attention_frames(subject.image, each, title=title, captions=captions, note=view.name)
     path = view.file(subject.name, ".gif", Path("attention_map_gif"))
     return [plots.save_gif(frames, path, frame_ms=view.frame_ms, hold=3)]
 

@@ -23,13 +23,16 @@ def test_every_setting_is_in_the_table_with_its_default():
             assert float(row[1]) == field.default, name
     for flag in set(re.findall(r"(?<![\w-])--([a-z][\w-]*)", README)):
         known = {spelling for f in FIELDS.values() for spelling in (f.name, *f.metadata["older"])}
-        assert flag in known | {"config", "mode", "index", "image_path", "no_image", "no-qkv_bias", "rounds"}, flag
+        others = "config mode index image_path no_image no-qkv_bias rounds layers heads target".split()
+        assert flag in known | set(others), flag
 
 
 def test_files_it_names_exist():
     for name in re.findall(r"^    (\w+\.py) ", README, flags=re.M):
         assert (ROOT / name).exists(), name
-    for name in re.findall(r"configs/[\w-]+\.yaml", README):
+    for name in re.findall(
+        r"configs/[\w-]+\.yaml|[\w/]+\.ipynb|demos/[\w/]+\.(?:py|png)|attention_map_gif/[\w-]+\.gif", README
+    ):
         assert (ROOT / name).exists(), name
 
 
@@ -48,6 +51,13 @@ def test_published_results_are_those_of_their_reports(monkeypatch):
         for seed in range(5)
     ]
     assert f"the mean of five seeds is {100 * sum(digits) / 5:.2f} %" in README
+
+
+def test_the_faithfulness_told_is_the_measured_one(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert results.fill_faithfulness(README) == README
+    (name,) = re.findall(r"<!-- faithfulness: (\S+) -->", README)
+    assert json.loads(Path(name).read_text())["n"] == 300
 
 
 def test_the_speeds_told_are_the_measured_ones():
@@ -79,6 +89,15 @@ def test_digits_defaults_are_told():
 
 
 def test_help_of_every_script():
-    for script in ("train.py", "test.py", "benchmark.py", "results.py", "checkpoint.py", "data.py", "model.py"):
+    for script in (
+        "train.py",
+        "test.py",
+        "visualize.py",
+        "benchmark.py",
+        "results.py",
+        "checkpoint.py",
+        "data.py",
+        "model.py",
+    ):
         done = run(script, "--help")
         assert done.returncode == 0 and "usage" in done.stdout, done.stderr
