@@ -16,6 +16,7 @@ from pathlib import Path
 
 import yaml
 
+import tables
 from checkpoint import replacing
 from config import Parser, UserError, run_cli
 
@@ -91,32 +92,12 @@ def table(folders, models=Path("model")):
     return text
 
 
-def faithfulness_table(report):
-    """visualize.py faithfulness's report as markdown: areas, and differences to random orders."""
-    kinds = ("mean_deletion", "mean_insertion", "blur_deletion", "blur_insertion")
-    heads = ("map", "deletion, mean", "insertion, mean", "deletion, blur", "insertion, blur")
-    lines = [heads, ("---",) * len(heads)]
-    for row in report["rows"]:
-        cells = [row["map"]]
-        for kind in kinds:
-            cell = row[kind]
-            words = f"{cell['area']:.3f}"
-            if "ci95" in cell:
-                low, high = cell["ci95"]
-                words += f" ({low:+.3f} to {high:+.3f})"
-                better = high < 0 if kind.endswith("deletion") else low > 0
-                words = f"**{words}**" if better else words
-            cells.append(words)
-        lines.append(cells)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
-
-
 def fill_faithfulness(text):
     """The text with every faithfulness table anew: between a mark that names its report and the next."""
 
     def fill(found):
         report = json.loads(Path(found[2]).read_text())
-        return f"{found[1]}\n\n{faithfulness_table(report)}\n{found[3]}"
+        return f"{found[1]}\n\n{tables.faithfulness(report)}\n{found[3]}"
 
     return re.sub(r"(<!-- faithfulness: (\S+) -->).*?(<!-- /faithfulness -->)", fill, text, flags=re.S)
 
