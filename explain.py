@@ -186,7 +186,7 @@ def removal_curve(model, images, baseline, order, targets, steps=16):
     curve = []
     for step in range(steps + 1):
         mixed = torch.where(rank < P * step / steps, baseline, images)
-        curve.append(model(mixed).softmax(-1).gather(1, targets[:, None]).squeeze(1))
+        curve.append(model(mixed).float().softmax(-1).gather(1, targets[:, None]).squeeze(1))
     return torch.stack(curve, dim=1)
 
 

@@ -18,6 +18,7 @@ of `gif` goes to attention_map_gif/, everything else to output/NAME/visualize/, 
 """
 
 import dataclasses
+import itertools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,7 +183,7 @@ class View:
         yield self.subject(name, data.square(image, self.model.img_size), image, self.found.classes[label])
 
     def test_images(self, *, low):
-        """The first --num_images of the test split, and their labels."""
+        """--num_images of the test split, spread evenly over it, and their labels."""
         config = self.found.data_config(**self.settings)
         sets = data.load(config, splits=("test",), mean=self.found.mean, std=self.found.std)
         n = whole(self.args.num_images, "--num_images", low=low, high=len(sets.test.labels))
@@ -207,7 +208,7 @@ def head_maps(maps, head):
 
 
 def head_words(head):
-    return "mean of the heads" if head == "mean" else f"head {head}"
+    return "mean head" if head == "mean" else f"head {head}"
 
 
 def seen_from(subject):
@@ -269,8 +270,8 @@ def rollout(view, subject):
         return explain.to_grid(explain.gradient_rollout(*found)[0])
 
     tiles = [("image", plots.enlarge(subject.image, 160))]
-    heads = view.heads(["mean"])
-    attention = subject.attention if heads == ["mean"] else subject.attention[:, heads]
+    heads = [head for head in view.heads(["mean"]) if head != "mean"]
+    attention = subject.attention[:, heads or slice(None)]
     for layer in view.layers("first middle last"):
         values = explain.to_grid(weights @ explain.rollout(attention[None, : layer + 1])[0])
         tiles.append((f"rollout, layers 0 to {layer}", plots.overlay(subject.image, values, 160)))
@@ -283,19 +284,18 @@ def rollout(view, subject):
 
 def cls(view, subject):
     """Attention from and to CLS, and its values behind each layer."""
-    head = view.heads(["mean"])[0]
-    layers = view.layers("all")
+    heads, layers = view.heads(["mean"]), view.layers("all")
     both = {
         "from": seen_from(subject),
         "to": explain.attention_to(subject.attention[None], subject.weights[None])[0],
     }
     tiles = []
-    for way, seen in both.items():
+    for (way, seen), head in itertools.product(both.items(), heads):
         for layer in layers:
             values = explain.to_grid(head_maps(seen[layer], head))
-            words = f"{way} {view.pooled}\nlayer {layer}, up to {values.max():.2f}"
-            tiles.append((words, plots.overlay(subject.image, values, 112)))
-    title = view.title(subject, f"attention from and to {view.pooled}, {head_words(head)}")
+            words = f"{way} {view.pooled}, {head_words(head)}\nlayer {layer}, up to {values.max():.2f}"
+            tiles.append((words, plots.overlay(subject.image, values, 128)))
+    title = view.title(subject, f"attention from and to {view.pooled}")
     image = plots.sheet(tiles, columns=len(layers), title=title, note=plots.SCALE)
     written = [plots.save_image(image, view.file(f"{subject.name}-cls", ".png"))]
     values = torch.stack([subject.weights @ subject.hidden[f"blocks.{layer}"] for layer in range(view.depth)])
@@ -306,7 +306,10 @@ def cls(view, subject):
 
 def tokens(view, subject):
     """Where each patch looks: a sheet, and a GIF that runs over the patches."""
-    layer, head = view.layers("last")[0], view.heads(["mean"])[0]
+    layers, heads = view.layers("last"), view.heads(["mean"])
+    if len(layers) > 1 or len(heads) > 1:
+        raise UserError("tokens shows one layer and one head; give one number to --layers and to --heads")
+    layer, head = layers[0], heads[0]
     side = view.model.grid_size
     steps = range(0, side, max(1, side // 8))  # of many patches every second or third
     words = f"layer {layer}, {head_words(head)}: where the framed patch looks"
@@ -472,6 +475,7 @@ KINDS = [(baseline, kind) for baseline in ("mean", "blur") for kind in ("deletio
 def faithfulness(view):
     """Which of the maps deserve belief: insertion and deletion against random orders."""
     images, _ = view.test_images(low=2)
+    amp = engine.pick_amp(images.device, "auto")
     generator = torch.Generator().manual_seed(0)
     curves = {}  # (baseline, kind) -> name -> list of B x K
     for batch in tqdm(images.split(50), leave=False, disable=None, unit="batch"):
@@ -486,7 +490,8 @@ def faithfulness(view):
             other = explain.blur(batch) if baseline == "blur" else torch.zeros_like(batch)  # 0: the mean
             start, end = (batch, other) if kind == "deletion" else (other, batch)
             for name, several in orders.items():
-                found = [explain.removal_curve(view.model, start, end, order, targets) for order in several]
+                with engine.autocast(images.device, amp):
+                    found = [explain.removal_curve(view.model, start, end, order, targets) for order in several]
                 curves.setdefault((baseline, kind), {}).setdefault(name, []).append(torch.stack(found).mean(0).cpu())
     curves = {key: {name: torch.cat(parts) for name, parts in named.items()} for key, named in curves.items()}
 

@@ -191,6 +191,7 @@ def test_cifar_and_a_timm_file(cifar_root, tmp_path):
         (["embeddings", "--method", "umap"], ["--method umap", "pca, tsne or both"]),
         (["faithfulness", "--num_images", 1000], ["--num_images 1000", "360"]),
         (["tokens", "--model_path", "none"], ["none", "does not exist"]),
+        (["tokens", "--layers", 0, 1], ["one layer and one head"]),
         (["dance"], ["dance", "maps"]),
     ],
 )
