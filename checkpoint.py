@@ -25,7 +25,7 @@ from model import VisionTransformer
 
 FORMAT = "vit-small-images"  # the key by which our files are known
 VERSION = 1
-DEFAULT_MODEL = "model/vit-conv-20min-32-cifar10"  # of test.py and visualize.py; comes with the repository
+DEFAULT_MODEL = "model/vit-conv-cpu-32-cifar10"  # of test.py and visualize.py; comes with the repository
 
 
 @contextlib.contextmanager

@@ -96,7 +96,10 @@ def fill_faithfulness(text):
     """The text with every faithfulness table anew: between a mark that names its report and the next."""
 
     def fill(found):
-        report = json.loads(Path(found[2]).read_text())
+        try:
+            report = json.loads(Path(found[2]).read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{found[2]} cannot be read ({error}); make it with visualize.py faithfulness") from None
         return f"{found[1]}\n\n{tables.faithfulness(report)}\n{found[3]}"
 
     return re.sub(r"(<!-- faithfulness: (\S+) -->).*?(<!-- /faithfulness -->)", fill, text, flags=re.S)
@@ -125,8 +128,9 @@ def main():
     if not folders:
         raise UserError(f"{args.file} has no rows yet; name run folders: python results.py output/NAME ...")
     made = table(folders)
+    whole = fill_faithfulness(before + made + after)
     with replacing(args.file) as part:
-        part.write_text(fill_faithfulness(before + made + after), encoding="utf-8")
+        part.write_text(whole, encoding="utf-8")
     print(made + str(args.file))
 
 

@@ -96,7 +96,7 @@ def test_flags_of_the_architecture_are_checked_not_needed(root):
 @pytest.mark.parametrize(
     "flags, words",
     [
-        ([], ["model/vit-layer12-32-cifar10", "python train.py --n_layers 12"]),
+        ([], [checkpoint.DEFAULT_MODEL, "does not exist"]),
         (["--mode", "custom"], ["--image_path"]),
         (["--mode", "custom", "--image_path", "nowhere.png"], ["nowhere.png"]),
         (["--mode", "cifar100"], ["cifar100", "cifar-single"]),
