@@ -51,7 +51,8 @@ def test_the_notebook_makes_the_gif(copy, settings):
     layers, heads = map(int, re.search(r": (\d+) layers of (\d+) heads", text).groups())
     with Image.open(gif) as image:
         assert image.n_frames == layers * heads
-    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 4
+    shown = [output.get("data", {}) for output in outputs]
+    assert sum("image/png" in data for data in shown) == 3 and "image/gif" in shown[-1]
 
 
 def test_ones_own_image(copy, settings, tmp_path):

@@ -53,7 +53,7 @@ def test_a_run_learns_and_leaves_everything(digits_run):
             assert len(image.convert("L").getcolors(256)) > 10
     assert {path.name for path in (root / "model" / name).iterdir()} == {"best.pt", "last.pt"}
     assert {path.name for path in (root / "output" / name).iterdir()} - {"test"} == {  # which is test.py's
-        "config.yaml", "graph_accuracy.png", "graph_loss.png", "metrics.csv", "report.json",
+        "config.yaml", "graph_accuracy.png", "graph_loss.png", "metrics.csv", "report.json", "training.gif",
     }  # fmt: skip
     assert f"test accuracy {report['test']['accuracy']:.4f}" in done.stdout
     assert "seed 0" in done.stdout
