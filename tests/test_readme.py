@@ -69,6 +69,8 @@ def test_the_speeds_told_are_the_measured_ones():
     shares = {name: found["share_of_step"] for name, found in report["augmentation"].items()}
     dearest = max(shares, key=shares.get)
     assert f"The dearest augmentation, `{dearest}`, takes {100 * shares[dearest]:.1f} % of the step" in text
+    for seconds in report["seeing"].values():
+        assert f"{seconds:.2f} s" in text
 
 
 def test_set_up_is_two_commands():
