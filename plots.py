@@ -274,7 +274,7 @@ def scatter(axes, points, labels, classes):
             axes.text(*np.median(mine, axis=0), name, fontsize=6, ha="center")
     axes.set(xticks=[], yticks=[])
     if few:
-        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+        axes.legend(markerscale=2, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 
 
 def embeddings(panels, labels, classes, title, path):
