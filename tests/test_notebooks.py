@@ -5,7 +5,7 @@ import re
 
 import nbformat
 import pytest
-from conftest import ROOT, SHARED
+from conftest import ROOT, SHARED, assert_refused, run
 from nbclient import NotebookClient
 from PIL import Image
 
@@ -68,6 +68,15 @@ def test_the_tutorial(copy):
 def test_what_attention_shows(copy, settings):
     text, _ = execute(copy, NOTEBOOKS[2], **settings)
     assert "gradient rollout" in text
+
+
+def test_the_diagrams_are_drawn(tmp_path):
+    done = run("demos/diagrams.py", "--output_path", "drawn", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    stored = {path.name: Image.open(path).size for path in (ROOT / "demos/diagrams").iterdir()}
+    assert {path.name: Image.open(path).size for path in (tmp_path / "drawn").iterdir()} == stored
+    (tmp_path / "file").touch()
+    assert_refused(run("demos/diagrams.py", "--output_path", "file", cwd=tmp_path), "file")
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
