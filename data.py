@@ -521,6 +521,21 @@ def image_files(path):
     return files
 
 
+def open_images(path, bad):
+    """(file, PIL image) of each of image_files(path). In a folder, what cannot be read is left out, and
+    the line that says so added to the list `bad`; a single file that cannot be read is a UserError."""
+    files = image_files(path)
+    for file in files:
+        try:
+            image = open_image(file)
+        except UserError as error:
+            if len(files) == 1:
+                raise
+            bad.append(str(error))
+            continue
+        yield file, image
+
+
 def measure(source, places, config, most=2000):
     """mean and std, a value a channel, of (at most 2,000 of) the training images in 0..1."""
     images, _, files = source

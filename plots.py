@@ -185,6 +185,13 @@ def save_image(image, path):
     return path
 
 
+def save_npy(values, path):
+    """An array as .npy."""
+    with replacing(path) as part, open(part, "wb") as file:
+        np.save(file, np.asarray(values))
+    return path
+
+
 def save_gif(frames, path, *, frame_ms, hold=1):
     """PIL images as an endless GIF; the first and the last stay `hold` times as long."""
     width, height = (max(sizes) for sizes in zip(*(frame.size for frame in frames)))

@@ -8,11 +8,9 @@ split, or, without one, from the training images, not augmented.
 
 import re
 
-import numpy as np
 import torch
 from PIL import Image
 
-import checkpoint
 import data
 import explain
 import plots
@@ -62,8 +60,7 @@ class Snapshots:
             values = getattr(self, kind)(model, f"{self.config.folder_name}, epoch {epoch}", path)
             written[kind] = path
             if self.config.save_npy:
-                with checkpoint.replacing(path.with_suffix(".npy")) as part, open(part, "wb") as file:
-                    np.save(file, np.asarray(values))
+                plots.save_npy(values, path.with_suffix(".npy"))
         model.train(was_training)
         return written
 

@@ -131,16 +131,8 @@ def test_index(found, config, folder, index):
 
 def test_custom(found, folder, path):
     """--mode custom: an image file, or those in a folder. Returns (pictures, how many were bad)."""
-    files = data.image_files(path)
     pictures, numbers, bad = [], [], []
-    for file in files:
-        try:
-            image = data.open_image(file)
-        except UserError as error:
-            if len(files) == 1:
-                raise
-            bad.append(str(error))
-            continue
+    for file, image in data.open_images(path, bad):
         pictures.append(folder / "custom" / f"{file.name}.png")
         numbers.append(test_one(found, image, file, pictures[-1]))
     if numbers:

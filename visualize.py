@@ -161,17 +161,10 @@ class View:
         """The images that the arguments name, one after another."""
         args = self.args
         if args.image_path:
-            files = data.image_files(args.image_path)
-            if self.out_file and len(files) > 1:
-                raise UserError(f"--output_path {self.out} is one file for {len(files)} images; give a folder")
-            for file in files:
-                try:
-                    image = data.open_image(file)
-                except UserError as error:
-                    if len(files) == 1:
-                        raise
-                    self.bad.append(str(error))
-                    continue
+            n = len(data.image_files(args.image_path))
+            if self.out_file and n > 1:
+                raise UserError(f"--output_path {self.out} is one file for {n} images; give a folder")
+            for file, image in data.open_images(args.image_path, self.bad):
                 yield self.subject(file.stem, data.square(image, max(224, self.model.img_size)), image, None)
             return
         config = self.found.data_config(**self.settings)
@@ -216,16 +209,22 @@ def seen_from(subject):
     return explain.attention_from(subject.attention[None], subject.weights[None])[0]
 
 
+def each_map(view, subject):
+    """(layer, head, attention from the pooled token G x G) of the layers and heads asked for, else all."""
+    seen = seen_from(subject)
+    for layer, head in itertools.product(view.layers("all"), view.heads(list(range(view.n_heads)))):
+        yield layer, head, explain.to_grid(head_maps(seen[layer], head))
+
+
 # -------------------------------------------------------------------------------- of single images
 
 
 def gif(view, subject):
     """Attention from CLS, a frame for each layer and head."""
-    seen, each = seen_from(subject), []
-    for layer in view.layers("all"):
-        for head in view.heads(list(range(view.n_heads))):
-            words = f"layer {layer} of 0 to {view.depth - 1}, {head_words(head)}"
-            each.append((words, explain.to_grid(head_maps(seen[layer], head))))
+    each = [
+        (f"layer {layer} of 0 to {view.depth - 1}, {head_words(head)}", values)
+        for layer, head, values in each_map(view, subject)
+    ]
     guess, share = subject.guesses[0]
     captions = (f"true class: {subject.truth}" if subject.truth else subject.name, f"taken for {guess}, {share:.1%}")
     title = f"attention from {view.pooled}"
@@ -236,15 +235,12 @@ def gif(view, subject):
 
 def maps(view, subject):
     """Attention from CLS, layers x heads, as one sheet."""
-    seen, heads = seen_from(subject), view.heads(list(range(view.n_heads)))
     tiles = []
-    for layer in view.layers("all"):
-        for head in heads:
-            values = explain.to_grid(head_maps(seen[layer], head))
-            words = f"layer {layer}, {head_words(head)}\nup to {values.max():.2f}"
-            tiles.append((words, plots.overlay(subject.image, values, 112)))
+    for layer, head, values in each_map(view, subject):
+        words = f"layer {layer}, {head_words(head)}\nup to {values.max():.2f}"
+        tiles.append((words, plots.overlay(subject.image, values, 112)))
     title = view.title(subject, f"attention from {view.pooled}")
-    image = plots.sheet(tiles, columns=len(heads), title=title, note=plots.SCALE)
+    image = plots.sheet(tiles, columns=len(tiles) // len(view.layers("all")), title=title, note=plots.SCALE)
     return [plots.save_image(image, view.file(f"{subject.name}-maps", ".png"))]
 
 
@@ -371,14 +367,8 @@ def hidden(view, subject):
     if view.args.save_npy:
         for name, values in subject.hidden.items():
             if values.ndim == 2:
-                written.append(save_npy(values.numpy(), written[0].with_name(f"{stem}-{name}.npy")))
+                written.append(plots.save_npy(values.numpy(), written[0].with_name(f"{stem}-{name}.npy")))
     return written
-
-
-def save_npy(values, path):
-    with checkpoint.replacing(path) as part, open(part, "wb") as file:
-        np.save(file, values)
-    return path
 
 
 # --------------------------------------------------------------------------------- of a whole model
