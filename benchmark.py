@@ -32,7 +32,8 @@ import engine
 import explain
 import plots
 from augment import POLICIES
-from config import FIELDS, Parser, TrainConfig, UserError, add_flags, in_groups, run_cli
+from baselines import ARGUMENTS
+from config import FIELDS, Parser, TrainConfig, UserError, add_flags, run_cli
 
 
 class TextbookAttention(nn.Module):
@@ -113,7 +114,7 @@ def seeing(device):
 def main():
     parser = Parser(description=__doc__)
     parser.add_argument("--rounds", default="12", help="timed rounds, after two untimed (default: %(default)s)")
-    add_flags(parser, ("batch_size", "learning_rate", "device", "amp", "output_path", *in_groups("model")))
+    add_flags(parser, ("batch_size", "learning_rate", "device", "amp", "output_path", *ARGUMENTS["vit"]))
     flags = vars(parser.parse_args())
     rounds = flags.pop("rounds")
     if not rounds.isdecimal() or int(rounds) < 1:

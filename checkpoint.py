@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+import baselines
 from config import FIELDS, Parser, TrainConfig, UserError, flag, run_cli
 from data import DATASETS, FolderIndex, to_batch
-from model import VisionTransformer
 
 FORMAT = "vit-small-images"  # the key by which our files are known
 VERSION = 1
@@ -117,7 +117,7 @@ class Checkpoint:
     """
 
     path: Path
-    model: VisionTransformer
+    model: torch.nn.Module  # a VisionTransformer, or one of baselines.MODELS
     config: TrainConfig
     classes: tuple
     mean: tuple
@@ -183,7 +183,10 @@ def load(path, *, device="cpu", dataset=None, **model_args):
         raise UserError(f"{path} holds a {type(contents).__name__}, not a state dict; save model.state_dict()")
     if FORMAT in contents:
         found = _load_ours(path, contents)
-        known = {**contents["model_args"], "dataset": found.config.dataset}
+        known = {**contents["model_args"], "dataset": found.config.dataset, "model": found.config.model}
+        for name in model_args:
+            if name not in known:
+                raise UserError(f"{flag(name)}: {path} is a {found.config.model}, which has none; leave the flag out")
         _check_against(path, known, {**model_args, **({"dataset": dataset} if dataset else {})})
     else:
         found = _load_foreign(path, contents, dataset, model_args)
@@ -197,10 +200,10 @@ def _check_against(path, known, given):
             raise UserError(f"{flag(name)} {value}: {path} has {known[name]}; leave the flag out")
 
 
-def _fill(path, model_args, state):
-    """A model of those arguments with those weights."""
+def _fill(path, name, model_args, state):
+    """A model of that name and those arguments with those weights."""
     try:
-        model = VisionTransformer(**model_args)
+        model = baselines.build(name, **model_args)
         model.load_state_dict({name: value.float() for name, value in state.items()})
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -214,7 +217,7 @@ def _load_ours(path, contents):
     config = TrainConfig(**{name: value for name, value in contents["config"].items() if name in FIELDS})
     return Checkpoint(
         path=Path(path),
-        model=_fill(path, contents["model_args"], contents["model"]),
+        model=_fill(path, config.model, contents["model_args"], contents["model"]),
         config=config,
         classes=tuple(contents["classes"]),
         mean=tuple(contents["mean"]),
@@ -231,23 +234,25 @@ def load_weights(model, path):
     head for other classes stays as it is. Returns lines that say what was used and what was not.
     Raises UserError where nothing fits.
     """
-    args = {"num_heads": model.blocks[0].attn.num_heads} if FORMAT not in read(path) else {}
+    args = (
+        {"num_heads": model.blocks[0].attn.num_heads} if hasattr(model, "blocks") and FORMAT not in read(path) else {}
+    )
     found = load(path, **args)
     theirs, ours = found.model.state_dict(), model.state_dict()
-    old, new = found.model.grid_size, model.grid_size
-    if "pos_embed" in ours and old != new:
+    old, new = (getattr(each, "grid_size", None) for each in (found.model, model))
+    if "pos_embed" in ours and "pos_embed" in theirs and old != new:
         split = found.model.has_cls
         first, patches = theirs["pos_embed"][:, :split], theirs["pos_embed"][:, split:]
         patches = patches.view(1, old, old, -1).permute(0, 3, 1, 2)
         patches = F.interpolate(patches, size=(new, new), mode="bicubic", antialias=True)
         theirs["pos_embed"] = torch.cat([first, patches.flatten(2).transpose(1, 2)], dim=1)
     used = {name: value for name, value in theirs.items() if name in ours and value.shape == ours[name].shape}
-    if not any(name.startswith("blocks.") for name in used):
+    if not any(name.startswith(("blocks.", "features.", "layers.", "layer1.")) for name in used):
         raise UserError(f"--init_from {path}: none of its blocks fits this model; give it the same width")
     model.load_state_dict({**ours, **used})
     left, fresh = [name for name in theirs if name not in used], [name for name in ours if name not in used]
     lines = [*found.notes, f"--init_from {path}: {len(used)} of {len(theirs)} tensors used"]
-    if old != new:
+    if old and new and old != new:
         lines.append(f"position embedding resized from {old} x {old} to {new} x {new} patches")
     lines += [f"not used: {', '.join(left)}"] if left else []
     lines += [f"fresh: {', '.join(fresh)}"] if fresh else []
@@ -300,7 +305,7 @@ def _load_foreign(path, contents, dataset, given):
         )
     except (KeyError, ValueError, IndexError) as error:
         raise UserError(f"{path} looks like the {layout} layout but lacks {error}") from None
-    _check_against(path, known, given)
+    _check_against(path, {**known, "model": "vit"}, given)
 
     notes = [f"{path}: {layout} layout, {depth} blocks {width} wide"]
     if "num_heads" not in given:
@@ -308,6 +313,7 @@ def _load_foreign(path, contents, dataset, given):
             f"the file does not say how many attention heads: taken to be {heads}; --n_attention_heads sets it"
         )
     model_args = {"num_heads": heads, **given, **known}
+    model_args.pop("model", None)
     if dataset is not None and dataset not in DATASETS:
         raise UserError(f"--dataset {dataset!r} is unknown; choose {', '.join(DATASETS)}")
     classes = (
@@ -319,7 +325,7 @@ def _load_foreign(path, contents, dataset, given):
         raise UserError(f"--dataset {dataset} has {len(classes)} classes, {path} has {known['num_classes']}")
     config = TrainConfig(**{**model_args, "dataset": dataset, "drop_rate": 0.0})
     half = in_chans * (0.5,)  # both layouts are trained on (image - 0.5) / 0.5
-    model = _fill(path, model_args, state)
+    model = _fill(path, "vit", model_args, state)
     return Checkpoint(Path(path), model, config, tuple(classes), half, half, [], {}, tuple(notes))
 
 

@@ -45,6 +45,8 @@ class TrainConfig:
     )
     cache_gb: float = setting(4.0, "data", "folders up to this many GB of pixels are kept in memory", low=0)
     val_split: float = setting(0.1, "data", "share of the training set held out for validation", low=0, high=0.9)
+    folds: int | None = setting(None, "data", "cross-validation: validate on one of so many parts instead", low=2)
+    fold: int = setting(0, "data", "which of the --folds, from 0", low=0)
     num_train_images: int | None = setting(
         None, "data", "use this many training images (default: all), validation cut from them", low=1
     )
@@ -61,7 +63,13 @@ class TrainConfig:
     mix_prob: float = setting(1.0, "data", "share of the batches that mixup or cutmix is applied to", low=0, high=1)
     mix_switch_prob: float = setting(0.5, "data", "share of those that get cutmix, where both are on", low=0, high=1)
 
-    # --- model: the arguments of model.VisionTransformer
+    # --- model: which one, and its arguments, most of them model.VisionTransformer's (baselines.ARGUMENTS)
+    model: str = setting(
+        "vit",
+        "model",
+        "the Vision Transformer, or what it is compared with",
+        choices=("vit", "simple_cnn", "tiny_cnn", "mlp", "resnet18", "resnet50"),
+    )
     img_size: int | None = setting(
         None, "model", "side images are resized to (default: the set's)", "image_size", low=1, high=4096
     )
@@ -82,6 +90,9 @@ class TrainConfig:
     pool: str = setting("cls", "model", "what the head sees", choices=("cls", "mean", "seq"))
     head: str = setting("linear", "model", "mlp: linear, tanh, linear", choices=("linear", "mlp"))
     norm_eps: float = setting(1e-6, "model", "epsilon of the layer norms", above=0, high=1)
+    hidden_sizes: tuple[int, ...] = setting(
+        (512, 256), "model", "widths of the hidden layers of mlp", low=1, high=1_000_000
+    )
 
     # --- recipe
     epochs: int = setting(200, "recipe", "passes over the training images", low=1, high=1_000_000)
@@ -144,6 +155,7 @@ class TrainConfig:
     @classmethod
     def create(cls, *layers, **settings):
         """A complete, checked config from dicts of settings, weakest first, and keywords."""
+        from baselines import ARGUMENTS, DEFAULTS
         from data import DATASETS, describe  # here, since data.py imports this file
 
         given = {}
@@ -152,7 +164,13 @@ class TrainConfig:
         dataset = given.get("dataset", cls.dataset)
         if dataset not in DATASETS:
             raise UserError(f"dataset {dataset!r} is unknown; choose {', '.join(DATASETS)}")
-        config = cls(**{**DATASETS[dataset].defaults, **given})
+        model = given.get("model", cls.model)
+        defaults = {**DATASETS[dataset].defaults, **DEFAULTS.get(model, {})}
+        for name, value in given.items():
+            foreign = name in in_groups("model") and name not in ("model", *ARGUMENTS[model])
+            if foreign and value != defaults.get(name, FIELDS[name].default):
+                raise UserError(f"{flag(name)} {value}: {model} has no such setting; leave it out")
+        config = cls(**{**defaults, **given})
         info = describe(dataset, config.data_path, config.seed)
         config._fill_in(info)
         config._check(info)
@@ -179,7 +197,8 @@ class TrainConfig:
             self.warmup_epochs = min(10.0, self.epochs / 10) if self.warmup_steps is None else 0.0
         self.visualizers = tuple(dict.fromkeys("hidden" if name == "hooks" else name for name in self.visualizers))
         self.visualize_layers = self.visualize_layers or tuple(sorted({0, self.depth // 2, self.depth - 1}))
-        self.folder_name = self.folder_name or f"vit-layer{self.depth}-{self.img_size}-{self.dataset}"
+        kind = f"vit-layer{self.depth}" if self.model == "vit" else self.model
+        self.folder_name = self.folder_name or f"{kind}-{self.img_size}-{self.dataset}"
 
     def _check(self, info):
         """What no setting can tell alone."""
@@ -199,12 +218,17 @@ class TrainConfig:
             )
         if (self.mixup or self.cutmix) and self.num_classes < 2:
             raise UserError("--mixup and --cutmix need two classes to mix; leave them out")
-        if self.early_stopping and not self.val_split:
+        if self.early_stopping and not (self.val_split or self.folds):
             raise UserError("--early_stopping watches the validation loss, and --val_split 0 leaves none; raise it")
         if self.overwrite and self.resume:
             raise UserError("--overwrite starts anew and --resume goes on; keep one")
         if self.init_from and self.resume and self.resume != "auto":
             raise UserError("--init_from starts anew and --resume goes on; keep one")
+        if self.fold >= (self.folds or 1):
+            remedy = f"of --folds {self.folds} there are 0 to {self.folds - 1}" if self.folds else "it needs --folds"
+            raise UserError(f"--fold {self.fold}: {remedy}")
+        if self.visualizers and self.model != "vit":
+            raise UserError(f"--visualizers show attention, and {self.model} has none; leave the flag out")
         if self.visualize_layers and max(self.visualize_layers) >= self.depth:
             raise UserError(
                 f"--visualize_layers {max(self.visualize_layers)}: {flag('depth')} {self.depth} has layers 0 to "
@@ -214,18 +238,20 @@ class TrainConfig:
             raise UserError(f"--folder_name {self.folder_name!r}: give a plain name; --output_path says where")
 
     def model_args(self):
-        """Keyword arguments of model.VisionTransformer."""
-        return {name: getattr(self, name) for name in in_groups("model")}
+        """Keyword arguments of the model (baselines.build)."""
+        from baselines import ARGUMENTS
+
+        return {name: getattr(self, name) for name in ARGUMENTS[self.model]}
 
     def build_model(self):
         """The model, its fresh weights those of the seed; UserError where its sizes do not fit each other."""
         import torch
 
-        from model import VisionTransformer
+        import baselines
 
         torch.manual_seed(self.seed)
         try:
-            return VisionTransformer(**self.model_args())
+            return baselines.build(self.model, **self.model_args())
         except ValueError as error:
             raise UserError(error) from None
 

@@ -430,7 +430,8 @@ def load(config, splits=("train", "val", "test"), *, mean=None, std=None):
     """The data set of a config as Splits, on the device of the config; mean and std, where given,
     take the place of the set's own.
 
-    Validation is a seeded, stratified cut of the training images (a folder may bring its own).
+    Validation is a seeded, stratified cut of the training images (a folder may bring its own), or,
+    with config.folds, one of as many such parts.
     Raises UserError where the set cannot be had.
     """
     info, device = describe(config.dataset, config.data_path, config.seed), config.pick_device()
@@ -464,12 +465,13 @@ def load(config, splits=("train", "val", "test"), *, mean=None, std=None):
     if "train" in splits or "val" in splits:
         source = read("train")
         places = subset(source[1], config.num_train_images, "train")
-        own = index["val"] if index and config.val_split else None
-        n_val = 0 if own else round(len(places) * config.val_split)
-        if n_val == len(places):
-            raise UserError(f"--val_split {config.val_split:g} leaves none of {n_val} images to train on; lower it")
-        chosen["train"] = source, places[n_val:].sort().values
-        chosen["val"] = source, places[:n_val].sort().values
+        own = index["val"] if index and config.val_split and not config.folds else None
+        share = 0 if own else 1 / config.folds if config.folds else config.val_split
+        first, last = (round(len(places) * share * i) for i in (config.fold, config.fold + 1))
+        if last - first == len(places):
+            raise UserError(f"--val_split {config.val_split:g} leaves none of {last} images to train on; lower it")
+        chosen["train"] = source, torch.cat([places[:first], places[last:]]).sort().values
+        chosen["val"] = source, places[first:last].sort().values
         if own:
             source = read("val")
             chosen["val"] = source, torch.arange(len(source[1]))

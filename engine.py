@@ -512,7 +512,17 @@ def make_folders(config):
 
 
 # What a resumed run must share with the one it goes on from, beside the model's arguments
-KEPT = ("dataset", "batch_size", "seed", "val_split", "num_train_images", "optimizer", "grad_accum_steps")
+KEPT = (
+    "dataset",
+    "batch_size",
+    "seed",
+    "val_split",
+    "folds",
+    "fold",
+    "num_train_images",
+    "optimizer",
+    "grad_accum_steps",
+)
 
 
 def find_resume(config):
@@ -531,7 +541,7 @@ def find_resume(config):
     if not isinstance(contents, dict) or "optimizers" not in contents.get("training", {}):
         raise UserError(f"--resume {path} holds weights without the state of a training; --init_from starts from them")
     was = contents["config"]
-    for name in (*config.model_args(), *KEPT):
+    for name in ("model", *config.model_args(), *KEPT):
         before = was.get(name, FIELDS[name].default)
         if before != getattr(config, name):
             raise UserError(

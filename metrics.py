@@ -60,3 +60,27 @@ def bootstrap_mean(values, *, resamples=10_000, seed=0):
     rng = np.random.default_rng(seed)
     means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(resamples)]
     return np.quantile(means, [0.025, 0.975]).tolist()
+
+
+def bootstrap_crossed(values, *, resamples=10_000, seed=0):
+    """The 95 % percentile interval [low, high] of the mean of values seeds x images, by resampling both
+    the seeds and the images (the pigeonhole bootstrap: Owen, 2007). Of paired differences it is the
+    paired bootstrap."""
+    values = np.asarray(values, dtype=np.float64)
+    seeds, images = values.shape
+    rng = np.random.default_rng(seed)
+    means = [
+        values[rng.integers(seeds, size=seeds)].mean(0)[rng.integers(images, size=images)].mean()
+        for _ in range(resamples)
+    ]
+    return np.quantile(means, [0.025, 0.975]).tolist()
+
+
+def mcnemar(first, second):
+    """The exact two-sided p-value of McNemar's test (1947) that two models err equally often, of whether
+    each got each of the same n images right."""
+    first, second = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    only_first, only_second = int((first & ~second).sum()), int((~first & second).sum())
+    if only_first + only_second == 0:
+        return 1.0
+    return float(binomtest(only_first, only_first + only_second).pvalue)

@@ -352,8 +352,9 @@ def count_flops(model):
     device = next(model.parameters()).device
     image = torch.zeros(1, model.in_chans, model.img_size, model.img_size, device=device)
     was_training = model.training
+    explicit = {"return_attention": True} if hasattr(model, "blocks") else {}  # the counter knows no fused path on CPU
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()(image, return_attention=True)  # the explicit path: the counter knows no fused one on CPU
+        model.eval()(image, **explicit)
     model.train(was_training)
     return counter.get_total_flops()
 
@@ -362,7 +363,9 @@ if __name__ == "__main__":
     from config import TrainConfig, run_cli
 
     def main():
-        config = TrainConfig.from_args(groups=("model",), description="Print a model's architecture and cost.")
+        config = TrainConfig.from_args(
+            groups=("model",), description="Print the architecture and the cost of a model, --model."
+        )
         model = config.build_model()
         print(model)
         print(f"\n{count_parameters(model):,} parameters, {count_flops(model) / 1e6:.1f} MFLOPs an image, forward")

@@ -44,7 +44,7 @@ def curve(history, what, path, *, test=None, best_epoch=None, soft_labels=False)
     return save(figure, path)
 
 
-def confusion_matrix(counts, classes, path):
+def confusion_matrix(counts, classes, path, title=""):
     """A confusion matrix (rows true, columns predicted) as shares of the row; counts are written in
     where there is room."""
     counts = np.asarray(counts)
@@ -77,25 +77,30 @@ def confusion_matrix(counts, classes, path):
                 color="white" if shares[i, j] > 0.5 else "black",
             )
     figure.colorbar(drawn, ax=axes, label="share of the true class", shrink=0.8)
+    axes.set_title(title, fontsize=11)
     return save(figure, path)
 
 
-def prediction(image, attention, title, path, *, words="CLS attention, last block"):
-    """A PIL image, and beside it the same image under its attention map (G x G), called `words`."""
-    figure = Figure(figsize=(7, 3.9), layout="constrained")
-    left, right = figure.subplots(1, 2)
+def prediction(image, values, title, path, *, words="CLS attention, last block"):
+    """A PIL image, and beside it the same image under a map G x G called `words`; alone where the map
+    is None."""
+    panels = 1 if values is None else 2
+    figure = Figure(figsize=(3.5 * panels, 3.9), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
     pixels = np.asarray(image.convert("RGB"))
-    weights = np.asarray(attention, dtype=np.float64)
-    shades = Image.fromarray((weights / weights.max()).astype(np.float32)).resize(image.size, Image.Resampling.NEAREST)
-    left.imshow(pixels, interpolation="nearest")
-    left.set_title("image")
-    right.imshow(pixels, interpolation="nearest")
-    shades = np.asarray(shades) * weights.max()
-    drawn = right.imshow(shades, cmap="inferno", alpha=0.65, interpolation="nearest", vmin=0)
-    right.set_title(words)
-    for axes in (left, right):
-        axes.set_axis_off()
-    figure.colorbar(drawn, ax=right, shrink=0.8, label="share of attention")
+    for panel in axes:
+        panel.imshow(pixels, interpolation="nearest")
+        panel.set_axis_off()
+    axes[0].set_title("image")
+    if values is not None:
+        values = np.asarray(values, dtype=np.float64)
+        most = values.max() or 1.0
+        shades = Image.fromarray((values / most).astype(np.float32)).resize(image.size, Image.Resampling.NEAREST)
+        shades = np.asarray(shades) * most
+        drawn = axes[1].imshow(shades, cmap="inferno", alpha=0.65, interpolation="nearest", vmin=0)
+        axes[1].set_title(words)
+        label = "evidence for the class" if words == "Grad-CAM" else "share of attention"
+        figure.colorbar(drawn, ax=axes[1], shrink=0.8, label=label)
     figure.suptitle(title)
     return save(figure, path)
 
@@ -323,6 +328,95 @@ def faithfulness(curves, title, path):
         axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.suptitle(title, fontsize=11)
+    return save(figure, path)
+
+
+# ------------------------------------------------------------------------------ of several models
+
+
+def style(i):
+    """Colour and marker of the i-th of several series."""
+    return dict(color=COLOURS[i % len(COLOURS)], marker=MARKERS[i // len(COLOURS) % len(MARKERS)])
+
+
+def comparison(rows, path):
+    """Curves of several models: training and validation loss and accuracy, the mean over seeds and the band from
+    the lowest to the highest; the mean of the tests is a marked point behind the last epoch. Rows are [(title,
+    histories, tests), ...], a history and a test (a result with "accuracy" and "loss") for each seed."""
+    figure = Figure(figsize=(11, 7.5), layout="constrained")
+    panels = figure.subplots(2, 2)
+    longest = max(len(history) for _, histories, _ in rows for history in histories)
+    for row, what in enumerate(("loss", "accuracy")):
+        for column, (split, words) in enumerate((("train", "training (running, augmented)"), ("val", "validation"))):
+            axes = panels[row, column]
+            for i, (title, histories, tests) in enumerate(rows):
+                values = np.array(
+                    [[epoch[f"{split}_{what}"] for epoch in history] for history in histories], dtype=float
+                )
+                colour = style(i)["color"]
+                epochs = np.arange(1, values.shape[1] + 1)
+                if not np.isnan(values).all():
+                    seeds = f", {len(values)} seeds" if len(values) > 1 else ""
+                    marker = "o" if len(epochs) < 3 else None
+                    axes.plot(epochs, values.mean(0), color=colour, label=title + seeds, marker=marker)
+                    axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0)
+                if split == "val" and tests:
+                    mean = np.mean([test[what] for test in tests])
+                    axes.plot([1.04 * longest], [mean], "*", color=colour, markersize=11, markeredgecolor="black")
+            axes.set(xlabel="epoch", ylabel="cross-entropy loss" if what == "loss" else "accuracy", title=words)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.grid(alpha=0.3)
+        low, high = zip(*(axes.get_ylim() for axes in panels[row]))
+        for axes in panels[row]:
+            axes.set_ylim(min(low), max(high))
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)), fontsize=9, frameon=False)
+    if any(tests for _, _, tests in rows):
+        panels[1, 1].annotate("stars: test, read once", (0.98, 0.03), xycoords="axes fraction", ha="right", fontsize=9)
+    return save(figure, path)
+
+
+def accuracy_by(series, xlabel, ylabel, path):
+    """Accuracy over the patch size or the number of training images: `series` is a dict title -> [(x, values of
+    the seeds), ...]; a series with x None is a level line."""
+    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    ticks = sorted({x for points in series.values() for x, _ in points if x is not None})
+    for i, (title, points) in enumerate(series.items()):
+        colour = style(i)["color"]
+        if points[0][0] is None:
+            axes.axhline(np.mean(points[0][1]), color=colour, linestyle="--", label=title)
+            continue
+        points = sorted(points)
+        x = [x for x, _ in points]
+        axes.plot(x, [np.mean(values) for _, values in points], label=title, **style(i))
+        axes.fill_between(
+            x, [min(values) for _, values in points], [max(values) for _, values in points], color=colour, alpha=0.2
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=9)
+    return save(figure, path)
+
+
+def differences(rows, path):
+    """Differences in test accuracy with their intervals, of study.summarise's rows that have a "vs"."""
+    figure = Figure(figsize=(8, 1.5 + 0.42 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    for i, found in enumerate(rows):
+        vs = found["vs"]
+        middle, (low, high) = 100 * vs["difference"], (100 * end for end in vs["ci95"])
+        axes.plot([low, high], [i, i], color=COLOURS[0], linewidth=2)
+        axes.plot([middle], [i], "o", color=COLOURS[0])
+        axes.annotate(f"{middle:+.1f}", (middle, i), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=9)
+    axes.axvline(0, color="black", linewidth=1)
+    axes.set_yticks(range(len(rows)), [f"{found['title']}\n- {found['vs']['title']}" for found in rows], fontsize=9)
+    axes.set_ylim(len(rows) - 0.5, -0.7)
+    axes.set_xlabel("difference in test accuracy, points (95 % interval over images and seeds)")
+    axes.grid(alpha=0.3, axis="x")
     return save(figure, path)
 
 

@@ -5,7 +5,8 @@
     python results.py output/A --file x.md     # in another file, between the same two marks
 
 Each row is output/NAME/report.json, metrics.csv and config.yaml; where model/NAME/best.pt is there too, its size
-and checksum follow below the table. Tables of faithfulness are made anew from the reports that their marks name.
+and checksum follow below the table. Tables of faithfulness and of
+comparisons are made anew from the files that their marks name.
 """
 
 import csv
@@ -17,6 +18,7 @@ from pathlib import Path
 import yaml
 
 import tables
+from baselines import TITLES
 from checkpoint import replacing
 from config import Parser, UserError, run_cli
 
@@ -56,10 +58,12 @@ def row(folder):
     if test is None:
         raise UserError(f"{folder} has no test result: it was trained with --no_test")
     low, high = test["ci95"]
+    name = config.get("model", "vit")
     stem = {"linear": "patches", "conv": "conv stem"}[config["stem"]]
+    words = f"{stem}, {config['depth']} blocks {config['embed_dim']} wide, {config['pool']}"
     return (
         f"`{folder.name}`",
-        f"{stem}, {config['depth']} blocks {config['embed_dim']} wide, {config['pool']}",
+        words if name == "vit" else TITLES[name],
         command_of(folder.name, report),
         f"{report['parameters'] / 1e6:.2f} M",
         str(len(history)),
@@ -92,17 +96,27 @@ def table(folders, models=Path("model")):
     return text
 
 
-def fill_faithfulness(text):
-    """The text with every faithfulness table anew: between a mark that names its report and the next."""
+KINDS = {
+    "faithfulness": (lambda text: tables.faithfulness(json.loads(text)), "visualize.py faithfulness"),
+    "comparison": (lambda text: text.split("\n", 2)[2], "compare.py"),  # a RESULTS.md, its title left out
+}
 
-    def fill(found):
+
+def fill(text):
+    """The text with everything anew that stands between a mark that names its file and the next:
+    <!-- faithfulness: FILE --> a table <!-- /faithfulness -->, and the same with comparison."""
+
+    def one(found):
+        make, script = KINDS[found["kind"]]
         try:
-            report = json.loads(Path(found[2]).read_text())
+            made = make(Path(found["file"]).read_text())
         except (OSError, ValueError) as error:
-            raise UserError(f"{found[2]} cannot be read ({error}); make it with visualize.py faithfulness") from None
-        return f"{found[1]}\n\n{tables.faithfulness(report)}\n{found[3]}"
+            raise UserError(f"{found['file']} cannot be read ({error}); make it with {script}") from None
+        return f"{found['start']}\n\n{made.strip()}\n\n{found['end']}"
 
-    return re.sub(r"(<!-- faithfulness: (\S+) -->).*?(<!-- /faithfulness -->)", fill, text, flags=re.S)
+    kinds = "|".join(KINDS)
+    mark = rf"(?P<start><!-- (?P<kind>{kinds}): (?P<file>\S+) -->).*?(?P<end><!-- /(?P=kind) -->)"
+    return re.sub(mark, one, text, flags=re.S)
 
 
 def split(file):
@@ -128,7 +142,7 @@ def main():
     if not folders:
         raise UserError(f"{args.file} has no rows yet; name run folders: python results.py output/NAME ...")
     made = table(folders)
-    whole = fill_faithfulness(before + made + after)
+    whole = fill(before + made + after)
     with replacing(args.file) as part:
         part.write_text(whole, encoding="utf-8")
     print(made + str(args.file))

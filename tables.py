@@ -25,3 +25,130 @@ def faithfulness(report):
             cells.append(words)
         lines.append(cells)
     return markdown(lines)
+
+
+def points(share):
+    """A difference of shares in percentage points."""
+    return f"{100 * share:+.1f}"
+
+
+def spread(found, digits=1):
+    """A study.spread in percent: the mean, with the standard deviation of several."""
+    if found is None:
+        return ""
+    words = f"{100 * found['mean']:.{digits}f}"
+    return words + (f" ± {100 * found['sd']:.{digits}f}" if found["sd"] is not None else "")
+
+
+def comparison(lines):
+    """study.summarise's rows as markdown."""
+    rows = [
+        ("row", "model", "parameters", "MFLOPs", "learning rate", "best val, %", "final train, %", "test, %", "loss",
+         "F1, weighted", "difference, points", "images/s", "time"),
+    ]  # fmt: skip
+    for found in lines:
+        test, vs = found["test"], found["vs"]
+        accuracy = spread(test and test["accuracy"])
+        if found["ci95"]:
+            low, high = found["ci95"]
+            accuracy += f" ({100 * low:.1f} to {100 * high:.1f})"
+        rows.append(
+            (
+                str(found["number"]),
+                found["title"],
+                f"{found['parameters'] / 1e6:.2f} M",
+                f"{found['flops'] / 1e6:.1f}",
+                f"{found['learning_rate']:g}",
+                spread(found["best_val"]),
+                spread(found["final_train"]),
+                accuracy,
+                f"{test['loss']['mean']:.3f}" if test else "",
+                f"{test['f1_weighted']['mean']:.3f}" if test else "",
+                f"{points(vs['difference'])} ({points(vs['ci95'][0])} to {points(vs['ci95'][1])}) to row {vs['row']}"
+                if vs
+                else "",
+                f"{found['images_per_second']:.0f}" if found["images_per_second"] else "",
+                f"{found['seconds']:.0f} s" if found["seconds"] < 120 else f"{found['seconds'] / 60:.0f} min",
+            )
+        )
+    return markdown(rows)
+
+
+def takeaways(lines):
+    """What the rows of a comparison say, in sentences that name their rows."""
+    plain = [found for found in lines if found["kind"] == "seeds" and found["test"]]
+    said = []
+    if not plain:
+        return said
+
+    def accuracy(found):
+        return found["test"]["accuracy"]["mean"]
+
+    def verdict(vs):
+        low, high = vs["ci95"]
+        if low <= 0 <= high:
+            return "with these seeds and images not to be told from none"
+        largest = vs["mcnemar_p"]
+        p = "McNemar's p is below 0.001" if largest < 0.001 else f"McNemar's p is up to {largest:.3f}"
+        return f"{p} in each seed" if largest < 0.001 else p
+
+    most = max((found["train_size"] or 0) for found in plain)
+    full = [found for found in plain if (found["train_size"] or 0) == most]
+    best = max(full, key=accuracy)
+    said.append(f"Highest test accuracy: {best['title']}, {100 * accuracy(best):.1f} % (row {best['number']}).")
+    for found in full:
+        if found["vs"]:
+            vs = found["vs"]
+            way = "more" if vs["difference"] > 0 else "less"
+            said.append(
+                f"{found['title']} gets {abs(100 * vs['difference']):.1f} points {way} than {vs['title']} "
+                f"({points(vs['ci95'][0])} to {points(vs['ci95'][1])}; rows {found['number']} and {vs['row']}): "
+                f"{verdict(vs)}."
+            )
+
+    sizes = sorted({found["train_size"] for found in plain if found["train_size"]})
+    if len(sizes) > 1:
+        series = {}
+        for found in plain:
+            if found["train_size"]:
+                name = found["title"].replace(f", {found['train_size']:,} images", "", 1)
+                series.setdefault(name, {})[found["train_size"]] = found
+        for name, by_size in series.items():
+            few, many = by_size.get(sizes[0]), by_size.get(sizes[-1])
+            if few is None or many is None:
+                continue
+            words = (
+                f"{name}: from {sizes[0]:,} to {sizes[-1]:,} training images the test accuracy goes from "
+                f"{100 * accuracy(few):.1f} to {100 * accuracy(many):.1f} %"
+            )
+            if few["vs"] and many["vs"]:
+                words += (
+                    f", and the difference to {many['vs']['title'].split(',')[0]} from "
+                    f"{points(few['vs']['difference'])} to {points(many['vs']['difference'])} points"
+                )
+            said.append(f"{words} (rows {few['number']} and {many['number']}).")
+
+    patches = [found for found in full if found["patch_size"]]
+    if len({found["patch_size"] for found in patches}) > 1:
+        order = sorted(patches, key=lambda found: found["patch_size"])
+        words = ", ".join(
+            f"{found['patch_size']} pixels {100 * accuracy(found):.1f} % at {found['flops'] / 1e6:.0f} MFLOPs "
+            f"(row {found['number']})"
+            for found in order
+        )
+        said.append(f"By patch size: {words}.")
+
+    gap = max(full, key=lambda found: found["final_train"]["mean"] - accuracy(found))
+    if gap["final_train"]["mean"] > accuracy(gap):
+        said.append(
+            f"The largest gap between the last epoch's training accuracy and the test is "
+            f"{100 * (gap['final_train']['mean'] - accuracy(gap)):.1f} points: {gap['title']} (row {gap['number']})."
+        )
+    for found in lines:
+        if found["kind"] == "ensemble" and (found["train_size"] or 0) == most:
+            single = next(other for other in full if other["cells"] == found["cells"])
+            said.append(
+                f"{found['title']}: {points(accuracy(found) - accuracy(single))} points over the mean of the seeds "
+                f"(rows {found['number']} and {single['number']})."
+            )
+    return said

@@ -25,6 +25,7 @@ import engine
 import explain
 import metrics
 import plots
+from baselines import cam_layer
 from config import FIELDS, Parser, UserError, add_flags, in_groups, read_settings, run_cli
 
 
@@ -104,18 +105,28 @@ def test_split(found, config, folder):
 
 
 def test_one(found, image, name, picture, label=None):
-    """Print one image's likeliest classes, draw it beside its attention, and return the numbers."""
-    with torch.no_grad():
-        logits, attention, hidden = found.model(found.batch(image), return_attention=True, return_hidden=True)
-        seen = explain.attention_from(attention[:, -1:], explain.pool_weights(found.model, hidden))
+    """Print one image's likeliest classes, draw it beside its attention (of a CNN: Grad-CAM), and return the
+    numbers."""
+    batch = found.batch(image)
+    if hasattr(found.model, "blocks"):
+        with torch.no_grad():
+            logits, attention, hidden = found.model(batch, return_attention=True, return_hidden=True)
+            seen = explain.attention_from(attention[:, -1:], explain.pool_weights(found.model, hidden))
+        shown = explain.to_grid(seen)[0, 0].mean(0).cpu()
+        words = f"last block, attention from {explain.describe_pool(found.model)}"
+    else:
+        with torch.no_grad():
+            logits = found.model(batch)
+        layer = cam_layer(found.model)
+        shown = explain.grad_cam(found.model, batch, layer=layer)[0].cpu() if layer else None
+        words = "Grad-CAM"
     likeliest = found.name(logits[0])
     print(f"{name}: {', '.join(f'{guess} {share:.4f}' for guess, share in likeliest)}")
     if label is not None:
         print(f"true class: {label}")
     title = f"{likeliest[0][0]} {likeliest[0][1]:.1%}" + (f" (true: {label})" if label is not None else "")
     square = data.square(image, found.model.img_size if label is not None else max(224, found.model.img_size))
-    words = f"last block, attention from {explain.describe_pool(found.model)}"
-    plots.prediction(square, explain.to_grid(seen)[0, 0].mean(0).cpu(), title, picture, words=words)
+    plots.prediction(square, shown, title, picture, words=words)
     print(picture)
     return {"image": str(name), "true": label, "top": [{"class": c, "probability": p} for c, p in likeliest]}
 

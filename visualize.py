@@ -33,6 +33,7 @@ import engine
 import explain
 import metrics
 import plots
+from baselines import cam_layer
 from config import FIELDS, Parser, UserError, add_flags, in_groups, read_settings, run_cli
 
 
@@ -89,9 +90,9 @@ class Subject:
     batch: torch.Tensor  # 1 x in_chans x img_size x img_size
     guesses: list  # [(class, probability), ...], best first
     truth: str | None
-    attention: torch.Tensor  # L x H x N x N
-    hidden: dict  # name -> N x D
-    weights: torch.Tensor  # N: explain.pool_weights
+    attention: torch.Tensor | None = None  # L x H x N x N; of a VisionTransformer alone, as what follows
+    hidden: dict | None = None  # name -> N x D
+    weights: torch.Tensor | None = None  # N: explain.pool_weights
 
     @property
     def verdict(self):
@@ -115,8 +116,13 @@ class View:
         self.model.to(dataclasses.replace(self.found.config, **self.settings).pick_device())
         self.bad = []  # what images could not be read
         self.frame_ms = whole(getattr(args, "frame_ms", 400), "--frame_ms", low=20, high=60_000)
-        self.depth, self.n_heads = len(self.model.blocks), self.model.blocks[0].attn.num_heads
-        self.pooled = explain.describe_pool(self.model)
+        kind = self.found.config.model
+        if kind == "vit":
+            self.depth, self.n_heads = len(self.model.blocks), self.model.blocks[0].attn.num_heads
+            self.pooled = explain.describe_pool(self.model)
+        elif args.command not in OF_BASELINES or (args.command == "gradcam" and not cam_layer(self.model)):
+            others = " and ".join(name for name in OF_BASELINES if name != "gradcam" or cam_layer(self.model))
+            raise UserError(f"{args.command}: {args.model_path} is a {kind}; of it there are {others}")
         self.out = Path(args.output_path) if args.output_path else None
         one_file = self.out is not None and self.out.suffix in (".gif", ".png") and not self.out.is_dir()
         self.out_file = self.out if one_file else None
@@ -184,6 +190,10 @@ class View:
 
     def subject(self, name, square, image, truth):
         batch = self.found.batch(image)
+        if self.found.config.model != "vit":
+            with torch.no_grad():
+                guesses = self.found.name(self.model(batch)[0])
+            return Subject(name, square, batch, guesses, truth)
         with torch.no_grad():
             logits, attention, hidden = self.model(batch, return_attention=True, return_hidden=True)
             weights = explain.pool_weights(self.model, hidden)
@@ -332,14 +342,17 @@ def tokens(view, subject):
 def gradcam(view, subject):
     """Grad-CAM on the last block's tokens, for the likeliest classes or --target."""
     tiles = [("image", plots.enlarge(subject.image, 160))]
+    module = cam_layer(view.model)  # of a CNN
+    if module and view.args.layers:
+        raise UserError("--layers are blocks, and a CNN has none; leave the flag out")
     for layer in view.layers("last") if view.args.layers else [None]:
 
         def evidence(target, block=layer):
-            return explain.grad_cam(view.model, subject.batch, target, block=block)[0]
+            return explain.grad_cam(view.model, subject.batch, target, layer=module, block=block)[0]
 
         words = f"layer {layer}, " if view.args.layers else ""
         tiles += [(words + caption, tile) for caption, tile in class_maps(view, subject, evidence)]
-    title = view.title(subject, "Grad-CAM of the tokens")
+    title = view.title(subject, "Grad-CAM of the last convolution" if module else "Grad-CAM of the tokens")
     image = plots.sheet(tiles, columns=4, title=title, note=plots.SCALE)
     return [plots.save_image(image, view.file(f"{subject.name}-gradcam", ".png"))]
 
@@ -423,9 +436,7 @@ def positions(view):
 
 def filters(view):
     """What the patch embedding looks for: its filters, and of patches their principal components."""
-    name, weight = next(
-        (name, weight) for name, weight in view.model.patch_embed.named_parameters() if weight.ndim == 4
-    )
+    name, weight = next((name, weight) for name, weight in view.model.named_parameters() if weight.ndim == 4)
     weight = weight.detach().cpu()  # D x in_chans x h x w
 
     def picture(values):  # grey at 0
@@ -441,7 +452,7 @@ def filters(view):
             tiles.append((f"{share:.1%}", picture(component.view_as(weight[0]))))
         tiles += [None] * (-len(tiles) % 16)
     tiles += [(str(i), picture(values)) for i, values in enumerate(weight[:128])]
-    title = f"{view.name}: the filters patch_embed.{name.removesuffix('.weight')}"
+    title = f"{view.name}: the filters {name.removesuffix('.weight')}"
     note = "Grey is 0, each filter scaled by itself"
     note += "; first row: principal components, with their share of the variance" if flat.shape[1] > 27 else ""
     image = plots.sheet(tiles, columns=16, title=title, note=note)
@@ -515,6 +526,7 @@ def faithfulness(view):
     return [plots.faithfulness(means, title, path), engine.write_json(path.with_suffix(".json"), report)]
 
 
+OF_BASELINES = ("gradcam", "training")  # what needs no attention
 OF_IMAGES = ("gif", "maps", "rollout", "cls", "tokens", "gradcam", "hidden")
 DEFAULT_LAYERS = {
     **dict.fromkeys(OF_IMAGES, "all"),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import nbformat
 import pytest
@@ -10,7 +11,12 @@ from nbclient import NotebookClient
 from PIL import Image
 
 pytestmark = pytest.mark.slow
-NOTEBOOKS = ("visualize_attention_map.ipynb", "demos/vit_tutorial.ipynb", "demos/attention_maps.ipynb")
+NOTEBOOKS = (
+    "visualize_attention_map.ipynb",
+    "demos/vit_tutorial.ipynb",
+    "demos/attention_maps.ipynb",
+    "demos/model_comparison.ipynb",
+)
 
 
 @pytest.fixture
@@ -68,6 +74,17 @@ def test_the_tutorial(copy):
 def test_what_attention_shows(copy, settings):
     text, _ = execute(copy, NOTEBOOKS[2], **settings)
     assert "gradient rollout" in text
+
+
+def test_the_comparison_draws_its_five_figures(tmp_path):
+    """Which writes below the root, so that nothing there may be a link."""
+    for path in (*ROOT.glob("*.py"), ROOT / "demos"):
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / path.name)
+    text, outputs = execute(tmp_path, NOTEBOOKS[3], dataset="digits", num_train_images=200, epochs=2)
+    assert "Vision Transformer" in text and "is taken" in text
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 5
+    (table,) = [output["data"]["text/markdown"] for output in outputs if "text/markdown" in output.get("data", {})]
+    assert "| CNN |" in table and "- Highest test accuracy" in table
 
 
 def test_the_diagrams_are_drawn(tmp_path):

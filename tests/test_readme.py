@@ -24,6 +24,7 @@ def test_every_setting_is_in_the_table_with_its_default():
     for flag in set(re.findall(r"(?<![\w-])--([a-z][\w-]*)", README)):
         known = {spelling for f in FIELDS.values() for spelling in (f.name, *f.metadata["older"])}
         others = "config mode index image_path no_image no-qkv_bias rounds layers heads target".split()
+        others += "models patch_sizes train_sizes grid seeds learning_rates reference jobs".split()
         assert flag in known | set(others), flag
 
 
@@ -55,7 +56,7 @@ def test_published_results_are_those_of_their_reports(monkeypatch):
 
 def test_the_faithfulness_told_is_the_measured_one(monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert results.fill_faithfulness(README) == README
+    assert results.fill(README) == README
     (name,) = re.findall(r"<!-- faithfulness: (\S+) -->", README)
     assert json.loads(Path(name).read_text())["n"] == 300
 
@@ -96,6 +97,7 @@ def test_help_of_every_script():
         "test.py",
         "visualize.py",
         "benchmark.py",
+        "compare.py",
         "results.py",
         "checkpoint.py",
         "data.py",

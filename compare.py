@@ -1,0 +1,75 @@
+"""Several models under one protocol, with error bars.
+
+    python compare.py --dataset digits --epochs 10                    # ViT and CNN, three seeds each
+    python compare.py --patch_sizes 4 8 --train_sizes 1000 5000 50000 --epochs 12
+    python compare.py --models vit --grid embed_dim=64,128 --grid dropout=0,0.1
+    python compare.py --config configs/compare-cpu.yaml               # the study of the README
+
+All rows share data order, augmentation, schedule and epochs; each model gets the best of --learning_rates on
+validation, or --learning_rate. Any other flag of train.py goes to every row that has such a setting. What is
+finished is not run again: the same command goes on. Writes output/NAME/ (RESULTS.md, final_results.json,
+figures) and model/NAME/ (each training's best weights).
+"""
+
+import argparse
+import sys
+
+import engine
+import study
+import tables
+from checkpoint import replacing
+from config import Parser, UserError, add_flags, in_groups, read_yaml, run_cli
+
+
+def parse_args():
+    parser = Parser(description=__doc__, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--config", metavar="FILE.yaml", help="settings to start from, these flags' too")
+    parser.add_argument("--models", nargs="+", metavar="MODEL", help="(default: vit simple_cnn)")
+    parser.add_argument("--patch_sizes", nargs="+", metavar="SIZE", help="of vit")
+    parser.add_argument("--train_sizes", nargs="+", metavar="N", help="numbers of training images")
+    parser.add_argument("--grid", action="append", metavar="FLAG=V1,V2", help="any other setting's values")
+    parser.add_argument("--seeds", nargs="+", metavar="SEED", help="(default: 0 1 2)")
+    parser.add_argument("--folds", metavar="K", help="cross-validation of each row too, of so many parts")
+    parser.add_argument("--reference", metavar="MODEL", help="what the others are compared with (default: the CNN)")
+    parser.add_argument(
+        "--learning_rates", nargs="+", metavar="RATE", help="tried on validation (default: 3e-4 1e-3 3e-3)"
+    )
+    parser.add_argument("--lr_epochs", metavar="N", help="of these trials (default: a quarter of --epochs)")
+    parser.add_argument("--jobs", metavar="N", help="trainings side by side (default: 1)")
+    for group in ("data", "model", "recipe", "run"):
+        names = [name for name in in_groups(group) if name not in study.NOT_SHARED]
+        add_flags(parser.add_argument_group(group), names)
+    parser.add_argument("--folder_name", metavar="NAME", help="(default: comparison)")
+    parser.add_argument("--no_test", action="store_true", help="leave the test set alone")
+    return vars(parser.parse_args())
+
+
+def main():
+    flags = parse_args()
+    file = flags.pop("config", None)
+    asked = study.Study.create(read_yaml(file) if file else {}, flags)
+    try:
+        cells, failed = study.run(asked)
+    except engine.Stopped as stopped:
+        print("compare.py: interrupted; the same command goes on", file=sys.stderr)
+        return 128 + stopped.signal
+    if not cells:
+        raise UserError(f"no training succeeded; the first: {failed[0][0]}: {failed[0][1]}")
+
+    lines = study.summarise(asked, cells)
+    table, said = tables.comparison(lines), tables.takeaways(lines)
+    for path in study.figures(asked, cells, lines):
+        print(path)
+    for path in study.write_results(asked, cells, lines, failed):
+        print(path)
+    words = f"# {asked.name}\n\n{study.protocol(asked, cells)}.\n\n{table}\n" + "".join(f"- {text}\n" for text in said)
+    with replacing(asked.folder / "RESULTS.md") as part:
+        part.write_text(words, encoding="utf-8")
+    print(f"{asked.folder / 'RESULTS.md'}\n\n{words}")
+    for name, error in failed:
+        print(f"compare.py: {name} failed: {error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    run_cli(main)

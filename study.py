@@ -1,0 +1,706 @@
+"""Several models under one protocol: which trainings a study has, running them, and what they say.
+
+    study = Study.create(name="mine", models=["vit", "simple_cnn"], dataset="digits", epochs=10)
+    cells, failed = run(study)
+    summary = summarise(study, cells)
+
+A row is a model with its settings; a cell is a row with a seed, one training. All cells share data
+order, augmentation, shape of the schedule and epochs; each model has a learning rate of its own,
+chosen on validation. A finished cell lies in OUTPUT_PATH/NAME/CELL and is never run again.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import yaml
+from tqdm import tqdm
+
+import checkpoint
+import data
+import engine
+import explain
+import metrics
+import plots
+from baselines import ARGUMENTS, MODELS, TITLES, cam_layer
+from config import FIELDS, TYPES, TrainConfig, UserError, convert, flag, in_groups, read_settings
+from model import count_flops, count_parameters
+
+NOT_SHARED = ("model", "seed", "folds", "fold", "folder_name", "resume", "overwrite", "init_from", "no_test")
+LISTS = {"models": str, "patch_sizes": "patch_size", "train_sizes": "num_train_images", "seeds": "seed"}
+LEARNING_RATES = (3e-4, 1e-3, 3e-3)
+
+
+# ----------------------------------------------------------------------------------------- the study
+
+
+@dataclass
+class Study:
+    """What compare.py is asked for; `settings` are TrainConfig's, shared by all rows."""
+
+    name: str = "comparison"
+    models: tuple = ("vit", "simple_cnn")
+    patch_sizes: tuple = ()  # of vit
+    train_sizes: tuple = ()  # training images, validation among them
+    grid: dict = field(default_factory=dict)  # setting -> values: every combination is a row
+    variants: dict = field(default_factory=dict)  # words -> settings: a row each, beside the plain one
+    seeds: tuple = (0, 1, 2)
+    folds: int = 0  # cross-validation, of so many parts; 0: none
+    reference: str | None = None  # the model that the others are compared with
+    learning_rates: tuple = LEARNING_RATES  # of which each model gets the best on validation
+    lr_epochs: int | None = None  # of these trials (default: a quarter of the epochs)
+    jobs: int = 1  # cells side by side
+    no_test: bool = False
+    settings: dict = field(default_factory=dict)
+
+    @classmethod
+    def create(cls, *layers, **more):
+        """A checked study from dicts, weakest first, and keywords: its own fields, and settings of TrainConfig by
+        either spelling. Raises UserError, naming the value, at what does not fit."""
+        own, settings = {}, {}
+        fields = [f.name for f in dataclasses.fields(cls) if f.name != "settings"]
+        for layer in (*layers, more):
+            layer = {key: value for key, value in layer.items() if value is not None}
+            own.update({name: layer.pop(name) for name in fields if name in layer})
+            if "folder_name" in layer:
+                own["name"] = layer.pop("folder_name")
+            settings.update(read_settings(layer))
+        for name in NOT_SHARED:
+            if name in settings:
+                raise UserError(f"{flag(name)}: a comparison decides that itself; leave it out")
+        for name, kind in LISTS.items():
+            if name in own:
+                own[name] = several(name, own[name], kind)
+        for name in ("folds", "lr_epochs", "jobs"):
+            if name in own:
+                own[name] = number(name, own[name], low=2 if name == "folds" else 1)
+        if "learning_rates" in own:
+            own["learning_rates"] = several("learning_rates", own["learning_rates"], "learning_rate")
+        own["grid"] = read_grid(own.get("grid", {}))
+        own["variants"] = {str(words): read_settings(changes) for words, changes in own.get("variants", {}).items()}
+        study = cls(**own, settings=settings)
+        study._check()
+        return study
+
+    def _check(self):
+        for model in self.models:
+            if model not in MODELS:
+                raise UserError(f"--models {model}: choose {', '.join(MODELS)}")
+        if self.reference is not None:
+            if self.reference not in self.models:
+                raise UserError(f"--reference {self.reference}: choose one of --models {' '.join(self.models)}")
+            if len(self.seeds) < 2:
+                raise UserError(f"--seeds {self.seeds[0]}: --reference asks for intervals over seeds; give two or more")
+        if Path(self.name).name != self.name or self.name in (".", ".."):
+            raise UserError(f"--folder_name {self.name!r}: give a plain name; --output_path says where")
+        size = self.settings.get("img_size") or data.DATASETS[self.settings.get("dataset", "cifar10")].img_size
+        if any(size % patch for patch in self.patch_sizes):
+            wrong = next(patch for patch in self.patch_sizes if size % patch)
+            step = math.lcm(*self.patch_sizes)
+            fits = " or ".join(str(n) for n in sorted({max(1, size // step) * step, (size // step + 1) * step}))
+            raise UserError(f"--patch_sizes {wrong} does not divide {size} pixels; --image_size {fits} would do")
+        for row in self.rows():  # whatever TrainConfig refuses
+            self.config(row, seed=self.seeds[0])
+
+    def rows(self):
+        """[Row, ...] in the order of the tables."""
+        found = {}
+        for model, size, words in itertools.product(self.models, self.train_sizes or (None,), (None, *self.variants)):
+            grid = {name: values for name, values in self.grid.items() if has(model, name)}
+            patches = (self.patch_sizes or (None,)) if model == "vit" else (None,)
+            for patch, *values in itertools.product(patches, *grid.values()):
+                settings = dict(zip(grid, values))
+                title = [TITLES[model]]
+                if patch:
+                    settings["patch_size"] = patch
+                    title.append(f"patch {patch}")
+                title += [f"{name} {value}" for name, value in zip(grid, values)]
+                if words:
+                    settings.update({name: value for name, value in self.variants[words].items() if has(model, name)})
+                    title.append(words)
+                same = (words, *values)  # rows of other models with these are compared with this one
+                if size:
+                    settings["num_train_images"] = size
+                    title.append(f"{size:,} images")
+                title = ", ".join(title)
+                found.setdefault(title, Row(title, model, settings, same))
+        return list(found.values())
+
+    def config(self, row, *, seed, **more):
+        """The TrainConfig of a cell."""
+        shared = {name: value for name, value in self.settings.items() if has(row.model, name)}
+        paths = {
+            name: str(Path(self.settings.get(name, FIELDS[name].default)) / self.name)
+            for name in ("model_path", "output_path")
+        }
+        own = dict(model=row.model, seed=seed, no_test=True, resume="auto", **paths)
+        return TrainConfig.create(shared, {**row.settings, **own, **more})
+
+    @property
+    def folder(self):
+        return Path(self.settings.get("output_path", TrainConfig.output_path)) / self.name
+
+    @property
+    def reference_model(self):
+        """The model that others are compared with: the CNN where nothing else was asked for."""
+        return self.reference or ("simple_cnn" if "simple_cnn" in self.models else self.models[-1])
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model with its settings; `same` is what rows of different models have in common."""
+
+    title: str
+    model: str
+    settings: dict
+    same: tuple
+
+    @property
+    def size(self):
+        return self.settings.get("num_train_images")
+
+    @property
+    def slug(self):
+        """The title as the name of a folder."""
+        return re.sub(r"[^a-z0-9.]+", "-", self.title.lower().replace(",", "")).strip("-")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training: `kind` is "seed", "fold" or "trial" (of a learning rate)."""
+
+    name: str
+    row: Row
+    kind: str
+    config: TrainConfig
+    test: bool
+
+
+def has(model, name):
+    """Whether a model takes that setting."""
+    if name in in_groups("model"):
+        return name in ARGUMENTS[model]
+    return model == "vit" or not name.startswith("visualize")
+
+
+def number(name, value, *, low):
+    """A whole number from `low` on; UserError naming the flag where it is none."""
+    text = str(value)
+    if not text.isdecimal() or int(text) < low:
+        raise UserError(f"--{name} {value}: give a whole number, at least {low}")
+    return int(text)
+
+
+def several(name, values, kind):
+    """A list of distinct values of a setting (or of texts) as a tuple; UserError where it is empty."""
+    values = values if isinstance(values, list | tuple) else [values]
+    out = [str(value) if kind is str else convert(kind, value) for value in values]
+    if not out:
+        raise UserError(f"--{name} is empty; give at least one value")
+    if len(set(out)) < len(out):
+        raise UserError(f"--{name} {' '.join(map(str, values))}: a value is there twice; keep one")
+    return tuple(out)
+
+
+def read_grid(raw):
+    """--grid as a dict setting -> values, of ["FLAG=V1,V2", ...] or of a dict."""
+    if not isinstance(raw, dict):
+        for text in raw:
+            if "=" not in text:
+                raise UserError(f"--grid {text}: write FLAG=VALUE,VALUE")
+        raw = {text.split("=", 1)[0].lstrip("-"): text.split("=", 1)[1].split(",") for text in raw}
+    grid = {}
+    for key, values in raw.items():
+        values = [value for value in (values if isinstance(values, list | tuple) else [values]) if value != ""]
+        if not values:
+            raise UserError(f"--grid {key}: no values; write {key}=VALUE,VALUE")
+        for value in values:
+            settings = read_settings({key: yes_or_no(key, value)})
+            (name,) = settings
+            if name in NOT_SHARED:
+                raise UserError(f"--grid {key}: a comparison decides that itself (--models, --seeds); leave it out")
+            grid.setdefault(name, []).append(settings[name])
+    return grid
+
+
+def yes_or_no(key, value):
+    """true and false as text, where the setting is a switch."""
+    name = next((name for name in FIELDS if key in (name, *FIELDS[name].metadata["older"])), None)
+    return {"true": True, "false": False}.get(str(value).lower(), value) if TYPES.get(name) is bool else value
+
+
+# ------------------------------------------------------------------------------------------- running
+
+
+def run(study):
+    """Run what is not there yet. Returns (results of the cells, in order; [(cell's name, error), ...]).
+
+    Raises UserError where the folder holds another study's results, and engine.Stopped after Ctrl-C:
+    the same call goes on.
+    """
+    checkpoint.writable_folder(study.folder, "--output_path")
+    failed = []
+    rates = choose_learning_rates(study, failed)
+    cells = plan(study, rates)
+    refuse_others(study, [*cells, *trials(study)])
+    done = run_cells(study, cells, failed)
+    return [done[cell.name] for cell in cells if cell.name in done], failed
+
+
+def plan(study, rates):
+    """Every cell of the study, those of seeds first; `rates` is a dict model -> learning rate."""
+    cells = []
+    for row in study.rows():
+        rate = {"learning_rate": rates[row.model]} if row.model in rates else {}
+        for seed in study.seeds:
+            name = f"{row.slug}-seed{seed}"
+            config = study.config(row, seed=seed, folder_name=name, **{**rate, **row.settings})
+            cells.append(Cell(name, row, "seed", config, not study.no_test))
+    for row in study.rows() if study.folds else ():
+        rate = {"learning_rate": rates[row.model]} if row.model in rates else {}
+        for fold in range(study.folds):
+            name = f"{row.slug}-fold{fold}of{study.folds}"
+            more = dict(folder_name=name, folds=study.folds, fold=fold)
+            config = study.config(row, seed=study.seeds[0], **{**rate, **row.settings, **more})
+            cells.append(Cell(name, row, "fold", config, False))
+    return cells
+
+
+def trials(study):
+    """The cells that choose learning rates: for each model its first row with the most images."""
+    if "learning_rate" in study.settings or "learning_rate" in study.grid or len(study.learning_rates) < 2:
+        return []
+    cells = []
+    for model in study.models:
+        rows = [row for row in study.rows() if row.model == model]
+        row = max(rows, key=lambda row: row.size or math.inf)  # of several the first
+        whole = study.config(row, seed=study.seeds[0])
+        epochs = study.lr_epochs or max(1, whole.epochs // 4)
+        shorter = {"epochs": epochs, "warmup_epochs": whole.warmup_epochs * epochs / whole.epochs}
+        shorter["val_split"] = whole.val_split or 0.1
+        for rate in study.learning_rates:
+            name = f"trial-{model}-lr{rate:g}"
+            more = {**row.settings, **shorter, "folder_name": name, "learning_rate": rate}
+            more["min_lr"] = min(rate, whole.min_lr)
+            cells.append(Cell(name, row, "trial", study.config(row, seed=study.seeds[0], **more), False))
+    return cells
+
+
+def choose_learning_rates(study, failed):
+    """A dict model -> learning rate, the best of study.learning_rates on validation; empty where one is
+    given. Prints the grid."""
+    cells = trials(study)
+    if not cells:
+        single = len(study.learning_rates) == 1 and "learning_rate" not in {**study.settings, **study.grid}
+        return dict.fromkeys(study.models, study.learning_rates[0]) if single else {}
+    done, chosen = run_cells(study, cells, failed), {}
+    epochs = {cell.row.model: cell.config.epochs for cell in cells}
+    print(f"\nvalidation accuracy by learning rate, seed {study.seeds[0]}")
+    for model in study.models:
+        mine = {
+            cell.config.learning_rate: done[cell.name]["val"]["accuracy"]
+            for cell in cells
+            if cell.row.model == model and cell.name in done
+        }
+        if not mine:
+            print(f"{TITLES[model]:>20}: every trial failed; {TrainConfig.learning_rate:g} is taken")
+            continue
+        chosen[model] = max(mine, key=mine.get)
+        words = ", ".join(f"{rate:g}: {accuracy:.4f}" for rate, accuracy in mine.items())
+        print(f"{TITLES[model]:>20}: {words}; {epochs[model]} epochs; {chosen[model]:g} is taken")
+    print()
+    return chosen
+
+
+def what_was_set(config):
+    """The settings by which a cell is known: all but where and how it runs."""
+    names = [name for name in in_groups("data", "model", "recipe") if name not in ("data_path", "num_workers")]
+    return json.loads(json.dumps({name: getattr(config, name) for name in (*names, "seed")}))
+
+
+def finished(study, cell):
+    """The result of a finished cell; None of another. UserError where it was begun with other settings."""
+    folder = study.folder / cell.name
+    if not (folder / "config.yaml").exists():
+        return None
+    before = yaml.safe_load((folder / "config.yaml").read_text())
+    for name, value in what_was_set(cell.config).items():
+        was = before.get(name, FIELDS[name].default)
+        if was != value:
+            raise UserError(
+                f"{study.folder} holds another study: {cell.name} had {flag(name)} {was}, not {value}; give another "
+                "--folder_name"
+            )
+    return json.loads((folder / "cell.json").read_text()) if (folder / "cell.json").exists() else None
+
+
+def refuse_others(study, cells):
+    """UserError where the folder holds finished cells that the study does not have."""
+    known = {cell.name for cell in cells}
+    for file in sorted(study.folder.glob("*/cell.json")):
+        if file.parent.name not in known and not file.parent.name.startswith("trial-"):
+            raise UserError(
+                f"{study.folder} holds another study, with {file.parent.name}; give the same grid or another "
+                "--folder_name"
+            )
+
+
+def run_cells(study, cells, failed):
+    """A dict name -> result of the cells that are finished or finish now; errors go to `failed`."""
+    done = {cell.name: finished(study, cell) for cell in cells}
+    waiting = [cell for cell in cells if done[cell.name] is None]
+    done = {name: result for name, result in done.items() if result}
+    if waiting and done:
+        print(f"{len(done)} of {len(cells)} cells are there already")
+    title = f"{len(cells)} trainings"
+    bar = tqdm(total=len(cells), initial=len(done), desc=title, disable=None if waiting else True, unit="cell")
+
+    def settle(cell, make):
+        try:
+            done[cell.name] = make()
+        except Exception as error:  # whatever one cell dies of, the others go on
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            failed.append((cell.name, reason))
+            bar.write(f"{cell.name} failed: {reason}")
+        else:
+            bar.write(f"{cell.name}: {in_words(done[cell.name])}")
+        bar.update()
+
+    with bar:
+        if study.jobs == 1 or len(waiting) < 2:
+            for cell in waiting:
+                bar.write(f"\n{cell.name}")
+                settle(cell, lambda cell=cell: run_cell(cell))
+            return done
+        threads = max(1, len(os.sched_getaffinity(0)) // study.jobs) if hasattr(os, "sched_getaffinity") else 1
+        context = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(study.jobs, context, torch.set_num_threads, (threads,)) as pool:
+            try:
+                futures = {pool.submit(run_quietly, cell): cell for cell in waiting}
+                for future in concurrent.futures.as_completed(futures):
+                    settle(futures[future], future.result)
+            except KeyboardInterrupt:
+                pool.shutdown(cancel_futures=True)
+                raise
+    return done
+
+
+def in_words(result):
+    """A cell's accuracies in a line."""
+    parts = [f"{split} {result[split]['accuracy']:.4f}" for split in ("train", "val", "test") if result[split]]
+    return f"{', '.join(parts)}, {result['seconds']:.0f} s"
+
+
+def run_quietly(cell):
+    """run_cell in a process of its own: what it prints goes to log.txt in its folder."""
+    folder = checkpoint.writable_folder(cell.config.output_folder, "--output_path")
+    with open(folder / "log.txt", "a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        return run_cell(cell)
+
+
+def run_cell(cell):
+    """Train and test one cell: its result, which is written to its folder's cell.json. The test images'
+    labels and probabilities go to test.npz beside it."""
+    config = cell.config
+    model = config.build_model()
+    report = engine.fit(model, data.load(config, splits=("train", "val")), config)
+    path = config.checkpoint_folder / "best.pt"
+    if cell.test:
+        found = checkpoint.load(path, device=config.pick_device())
+        test = data.load(config, splits=("test",), mean=found.mean, std=found.std).test
+        labels, logits = engine.predict_all(found.model, test, engine.pick_amp(test.labels.device, config.amp), "test")
+        report["test"] = metrics.summary(labels, logits.argmax(-1), F.cross_entropy(logits, labels))
+        engine.write_json(config.output_folder / "report.json", report)
+        with checkpoint.replacing(config.output_folder / "test.npz") as part, open(part, "wb") as file:
+            probabilities = logits.softmax(-1).numpy().astype(np.float16)
+            np.savez_compressed(file, labels=labels.numpy().astype(np.int16), probabilities=probabilities)
+    history = checkpoint.read(config.checkpoint_folder / "last.pt")["history"]
+    result = {
+        "name": cell.name,
+        "row": cell.row.title,
+        "kind": cell.kind,
+        "model": config.model,
+        "settings": what_was_set(config),
+        "seed": config.seed,
+        "parameters": count_parameters(model),
+        "flops": count_flops(model),
+        "images_per_second": report["images_per_second"],
+        "seconds": report["seconds"],
+        "hardware": report["hardware"],
+        "history": history,
+        "checkpoint": str(path),
+        **{split: report[split] for split in ("train", "val", "test")},
+    }
+    engine.write_json(config.output_folder / "cell.json", result)
+    return json.loads(json.dumps(result))
+
+
+# ------------------------------------------------------------------------------------ what they say
+
+
+def probabilities(study, result):
+    """(labels n, probabilities n x C) of a cell's test images."""
+    with np.load(study.folder / result["name"] / "test.npz") as file:
+        return file["labels"].astype(np.int64), file["probabilities"].astype(np.float64)
+
+
+def spread(values):
+    """{"mean", "sd" (of the sample; None of a single value), "values"}; None where there are none."""
+    values = [value for value in values if value is not None]
+    if not values:
+        return None
+    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "sd": sd, "values": values}
+
+
+def summarise(study, cells):
+    """The rows of the table, dicts: of each row of the study with finished cells, then its ensemble of
+    seeds and its cross-validation. "vs" is the difference in test accuracy to the reference, where two
+    or more seeds of both are there: {"row", "difference", "ci95", "mcnemar_p" (the largest of the seeds)}."""
+    lines, right = [], {}  # title -> seeds x n: whether each test image was got right
+    for row in study.rows():
+        mine = [cell for cell in cells if cell["row"] == row.title and cell["kind"] == "seed"]
+        if not mine:
+            continue
+        tested = [cell for cell in mine if cell["test"]]
+        several = [probabilities(study, cell) for cell in tested]
+        if several:
+            right[row.title] = {
+                cell["seed"]: shares.argmax(-1) == labels for cell, (labels, shares) in zip(tested, several)
+            }
+        lines.append(line(row.title, row, "seeds", mine))
+        if len(several) > 1:
+            labels, mean = several[0][0], np.mean([shares for _, shares in several], axis=0)
+            loss = -np.log(mean[np.arange(len(labels)), labels].clip(1e-7)).mean()
+            test = metrics.summary(labels, mean.argmax(-1), loss)
+            together = line(f"{row.title}, ensemble of {len(several)} seeds", row, "ensemble", mine)
+            for name in ("parameters", "flops", "seconds"):
+                together[name] *= len(several)
+            together["test"] = {name: spread([test[name]]) for name in ("accuracy", "loss", "f1_weighted")}
+            together.update(ci95=test["ci95"], best_val=None, final_train=None, images_per_second=None)
+            lines.append(together)
+    for row in study.rows():
+        mine = [cell for cell in cells if cell["row"] == row.title and cell["kind"] == "fold"]
+        if mine:
+            lines.append(line(f"{row.title}, {len(mine)} of {study.folds} folds", row, "folds", mine))
+    for number, found in enumerate(lines, start=1):
+        found["number"] = number
+
+    rows = {found["title"]: found for found in lines}
+    for row in study.rows():
+        other = next(
+            (o for o in study.rows() if o.model == study.reference_model and o.size == row.size and o.same == row.same),
+            None,
+        )
+        if other is None or other.title == row.title or not {row.title, other.title} <= set(right):
+            continue
+        seeds = sorted(set(right[row.title]) & set(right[other.title]))
+        if len(seeds) > 1:
+            first, second = (np.stack([right[title][seed] for seed in seeds]) for title in (row.title, other.title))
+            gaps = first.astype(np.int8) - second.astype(np.int8)
+            rows[row.title]["vs"] = {
+                "row": rows[other.title]["number"],
+                "title": other.title,
+                "difference": float(gaps.mean()),
+                "ci95": metrics.bootstrap_crossed(gaps),
+                "mcnemar_p": max(metrics.mcnemar(a, b) for a, b in zip(first, second)),
+            }
+    return lines
+
+
+def line(title, row, kind, mine):
+    """One row of the table, of the results of its cells."""
+    tests = [cell["test"] for cell in mine if cell["test"]]
+    return {
+        "title": title,
+        "kind": kind,
+        "model": row.model,
+        "train_size": row.size,
+        "patch_size": row.settings.get("patch_size"),
+        "cells": [cell["name"] for cell in mine],
+        "learning_rate": mine[0]["settings"]["learning_rate"],
+        "parameters": mine[0]["parameters"],
+        "flops": mine[0]["flops"],
+        "images_per_second": float(np.mean([cell["images_per_second"] for cell in mine])),
+        "seconds": float(np.mean([cell["seconds"] for cell in mine])),
+        "hardware": mine[0]["hardware"],
+        "best_val": spread([cell["val"] and cell["val"]["accuracy"] for cell in mine]),
+        "final_train": spread([cell["history"][-1]["train_accuracy"] for cell in mine]),
+        "test": {name: spread([test[name] for test in tests]) for name in ("accuracy", "loss", "f1_weighted")}
+        if tests
+        else None,
+        "ci95": tests[0]["ci95"] if len(tests) == 1 else None,
+        "vs": None,
+    }
+
+
+def best_row(lines, model):
+    """The line of a model's best row on validation (without one, on the training images): of those with the
+    most images."""
+    mine = [found for found in lines if found["model"] == model and found["kind"] == "seeds"]
+    most = max((found["train_size"] or math.inf for found in mine), default=None)
+    mine = [found for found in mine if (found["train_size"] or math.inf) == most]
+    return max(mine, key=lambda found: (found["best_val"] or found["final_train"])["mean"], default=None)
+
+
+def figures(study, cells, lines):
+    """Draw every figure of the study; their paths."""
+    by_name = {cell["name"]: cell for cell in cells}
+    folder, written = study.folder, []
+    plain = [found for found in lines if found["kind"] == "seeds"]
+    most = max((found["train_size"] or 0 for found in plain), default=0)
+    shown = [found for found in plain if (found["train_size"] or 0) == most]
+
+    def histories(found):
+        mine = [by_name[name] for name in found["cells"]]
+        return found["title"], [cell["history"] for cell in mine], [cell["test"] for cell in mine if cell["test"]]
+
+    if shown:
+        written.append(plots.comparison([histories(found) for found in shown], folder / "model_comparison.png"))
+    bare = [found for found in shown if by_name[found["cells"][0]]["settings"]["augment"] == "none"]
+    full = [found for found in shown if by_name[found["cells"][0]]["settings"]["augment"] != "none"]
+    if bare and full:
+        pair = [histories(full[0]), histories(bare[0])]
+        written.append(plots.comparison(pair, folder / "augmentation_curves.png"))
+
+    best = {model: best_row(lines, model) for model in study.models}
+    best = {model: found for model, found in best.items() if found}
+    classes = data.describe(
+        study.settings.get("dataset", "cifar10"), study.settings.get("data_path", TrainConfig.data_path), study.seeds[0]
+    ).classes
+    for model, found in best.items():
+        mine = [by_name[name] for name in found["cells"] if by_name[name]["test"]]
+        if mine:
+            several = [probabilities(study, cell) for cell in mine]
+            counts = sum(metrics.confusion(labels, shares.argmax(-1), len(classes)) for labels, shares in several)
+            name = {"vit": "vision_transformer", "simple_cnn": "cnn"}.get(model, model)
+            title = f"{found['title']}: test images, {len(mine)} seed{'s' * (len(mine) > 1)}"
+            written.append(plots.confusion_matrix(counts, classes, folder / f"confusion_matrix_{name}.png", title))
+
+    split = "test" if all(found["test"] for found in plain) else "best_val"
+    words = {"test": "test accuracy", "best_val": "validation accuracy"}[split]
+
+    def accuracy(found):
+        return (found["test"]["accuracy"] if split == "test" else found[split])["values"]
+
+    for by, label in (("patch_size", "patch size, pixels"), ("train_size", "training images, validation among them")):
+        values = sorted({found[by] for found in plain if found[by]})
+        if len(values) < 2:
+            continue
+        series = {}
+        for found in shown if by == "patch_size" else plain:
+            suffix = {"patch_size": f", patch {found[by]}", "train_size": f", {found[by] or 0:,} images"}[by]
+            series.setdefault(found["title"].replace(suffix, "", 1), []).append((found[by], accuracy(found)))
+        written.append(plots.accuracy_by(series, label, words, folder / f"accuracy_by_{by}.png"))
+
+    against = [found for found in plain if found["vs"]]
+    if against:
+        written.append(plots.differences(against, folder / "model_comparison_bootstrap.png"))
+    return written + attention_figures(study, by_name, best)
+
+
+def attention_figures(study, by_name, best):
+    """attention_visualization.png and gradcam_visualization.png of the best rows, of the same images."""
+    found = {
+        model: checkpoint.load(by_name[line["cells"][0]]["checkpoint"])
+        for model, line in best.items()
+        if Path(by_name[line["cells"][0]]["checkpoint"]).exists()
+    }
+    looking = {model: one for model, one in found.items() if model == "vit" or cam_layer(one.model) is not None}
+    if not looking:
+        return []
+    first = next(iter(looking.values()))
+    config = dataclasses.replace(first.config, data_path=study.settings.get("data_path", first.config.data_path))
+    split = "val" if study.no_test else "test"
+    sets = data.load(dataclasses.replace(config, device="cpu"), splits=(split,), mean=first.mean, std=first.std)
+    batches = sets.test or sets.val
+    if batches is None:
+        return []
+    images, labels = batches.sample(6)
+    pictures = [data.to_image(image, first.mean, first.std) for image in images]
+    attention, evidence, written = [], [], []
+    for model, one in looking.items():
+        with torch.no_grad():
+            guesses = one.model(images).argmax(-1)
+        maps = explain.grad_cam(one.model, images, guesses, layer=cam_layer(one.model))
+        evidence.append((TITLES[model], [one.classes[i] for i in guesses], maps))
+        if model == "vit":
+            with torch.no_grad():
+                _, seen, hidden = one.model(images, return_attention=True, return_hidden=True)
+                seen = explain.attention_from(seen, explain.pool_weights(one.model, hidden)).mean(2)  # B x L x N
+            depth = seen.shape[1]
+            for layer in sorted({0, depth // 2, depth - 1}):
+                attention.append((f"layer {layer} of 0 to {depth - 1}", explain.to_grid(seen[:, layer])))
+
+    def draw(columns, title, name):
+        tiles = []
+        for i, picture in enumerate(pictures):
+            tiles.append((first.classes[labels[i]], plots.enlarge(picture, 128)))
+            for words, values in columns(i):
+                tiles.append((words, plots.overlay(picture, values, 128)))
+        width = len(tiles) // len(pictures)
+        image = plots.sheet(tiles, columns=width, title=title, note=plots.SCALE)
+        written.append(plots.save_image(image, study.folder / name))
+
+    if attention:
+        one = looking["vit"]
+        draw(
+            lambda i: [(f"{words}\nup to {maps[i].max():.2f}", maps[i]) for words, maps in attention],
+            f"{best['vit']['title']}: attention from {explain.describe_pool(one.model)}, mean of the heads",
+            "attention_visualization.png",
+        )
+    draw(
+        lambda i: [(f"{title}\ntaken for {guesses[i]}", maps[i]) for title, guesses, maps in evidence],
+        f"{study.name}: Grad-CAM for the predicted class",
+        "gradcam_visualization.png",
+    )
+    return written
+
+
+def write_results(study, cells, lines, failed):
+    """final_results.json and final_results.pth (the predictions too); their paths."""
+    contents = {
+        "name": study.name,
+        "protocol": protocol(study, cells),
+        "seeds": list(study.seeds),
+        "rows": lines,
+        "cells": cells,
+        "failed": [{"cell": name, "error": error} for name, error in failed],
+    }
+    path = engine.write_json(study.folder / "final_results.json", contents)
+    predictions = {
+        cell["name"]: torch.from_numpy(probabilities(study, cell)[1].argmax(-1)) for cell in cells if cell["test"]
+    }
+    tensors = study.folder / "final_results.pth"
+    checkpoint.write(tensors, {**contents, "predictions": predictions})
+    return [path, tensors]
+
+
+def protocol(study, cells):
+    """What all rows share, in a sentence."""
+    if not cells:
+        return ""
+    one = cells[0]["settings"]
+    held = f"{one['val_split']:.0%} of the training images held out" if one["val_split"] else "no validation split"
+    parts = [
+        f"{one['dataset']}, {one['img_size']} pixels",
+        f"{one['epochs']} epochs",
+        f"batch {one['batch_size']}",
+        f"{one['optimizer']}, warmup {one['warmup_epochs']:g} epochs, cosine",
+        f"augmentation {one['augment']}",
+        held,
+        f"seeds {', '.join(map(str, study.seeds))}",
+        f"{cells[0]['hardware']}, {study.jobs} at a time" if study.jobs > 1 else cells[0]["hardware"],
+    ]
+    return "; ".join(parts)

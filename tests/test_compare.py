@@ -1,0 +1,318 @@
+"""compare.py and study.py: one protocol, cells that are run once, and numbers that can be checked."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, assert_refused, run
+from PIL import Image
+from scipy.stats import binomtest
+
+import checkpoint
+import data
+import metrics
+import results
+import study
+import tables
+from config import UserError, read_yaml
+from study import Study
+
+SMALL = ["--dataset", "digits", "--n_layers", 1, "--embed_dim", 16, "--epochs", 2, "--lr_epochs", 1]
+ASKED = [
+    *SMALL, "--models", "vit", "simple_cnn", "mlp", "--seeds", 0, 1, "--train_sizes", 200, 600, "--patch_sizes", 2, 4,
+    "--stem", "linear", "--hidden_sizes", 16, "--learning_rates", "1e-4", "3e-3",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """A folder in which compare.py ran, and what it printed."""
+    root = tmp_path_factory.mktemp("compared")
+    done = run("compare.py", *ASKED, cwd=root)
+    assert done.returncode == 0, done.stderr
+    return root, done
+
+
+@pytest.fixture
+def found(compared):
+    return json.loads((compared[0] / "output/comparison/final_results.json").read_text())
+
+
+def load(root, cell):
+    with np.load(root / "output/comparison" / cell["name"] / "test.npz") as file:
+        return file["labels"], file["probabilities"].astype(np.float64)
+
+
+def test_every_cell_is_there_with_all_that_is_asked(compared, found):
+    root, done = compared
+    assert len(found["cells"]) == 2 * 2 * (2 + 1 + 1) and found["failed"] == []
+    for cell in found["cells"]:
+        labels, shares = load(root, cell)
+        assert cell["test"]["accuracy"] == pytest.approx((labels == shares.argmax(-1)).mean())
+        assert [row["epoch"] for row in cell["history"]] == [1, 2]
+        assert cell["settings"]["epochs"] == 2 and cell["settings"]["learning_rate"] in (1e-4, 3e-3)
+        assert min(cell[name] for name in ("parameters", "flops", "images_per_second", "seconds")) > 0
+        assert checkpoint.load(root / cell["checkpoint"]).config.model == cell["model"]
+        for split in ("train", "val", "test"):
+            assert {"accuracy", "ci95", "loss", "f1_macro", "f1_weighted", "n"} == set(cell[split])
+    stored = torch.load(root / "output/comparison/final_results.pth", weights_only=True)
+    assert stored["cells"] == found["cells"]
+    for cell in found["cells"]:
+        assert stored["predictions"][cell["name"]].tolist() == load(root, cell)[1].argmax(-1).tolist()
+
+    expected = {
+        "model_comparison.png", "confusion_matrix_vision_transformer.png", "confusion_matrix_cnn.png",
+        "confusion_matrix_mlp.png", "accuracy_by_patch_size.png", "accuracy_by_train_size.png",
+        "model_comparison_bootstrap.png", "attention_visualization.png", "gradcam_visualization.png",
+    }  # fmt: skip
+    pictures = {path.name: Image.open(path) for path in (root / "output/comparison").glob("*.png")}
+    assert set(pictures) == expected
+    for name, picture in pictures.items():
+        assert len(picture.convert("RGB").getcolors(1 << 20)) > 20, name
+        assert f"output/comparison/{name}" in done.stdout
+
+
+def test_each_model_has_the_rate_that_was_best_on_validation(compared, found):
+    for model in ("vit", "simple_cnn", "mlp"):
+        trials = [
+            json.loads((compared[0] / f"output/comparison/trial-{model}-lr{rate}/cell.json").read_text())
+            for rate in ("0.0001", "0.003")
+        ]
+        assert all(trial["test"] is None and trial["settings"]["epochs"] == 1 for trial in trials)
+        assert all(trial["settings"]["num_train_images"] == 600 for trial in trials)
+        best = max(trials, key=lambda trial: trial["val"]["accuracy"])["settings"]["learning_rate"]
+        assert {cell["settings"]["learning_rate"] for cell in found["cells"] if cell["model"] == model} == {best}
+        assert f"{best:g} is taken" in compared[1].stdout
+
+
+def test_the_table_is_what_the_predictions_say(compared, found):
+    root, _ = compared
+    rows = {row["title"]: row for row in found["rows"]}
+    vit, cnn = (
+        [cell for cell in found["cells"] if cell["row"] == title]
+        for title in ("Vision Transformer, patch 2, 600 images", "CNN, 600 images")
+    )
+    row = rows["Vision Transformer, patch 2, 600 images"]
+    accuracies = [cell["test"]["accuracy"] for cell in vit]
+    assert row["test"]["accuracy"]["mean"] == pytest.approx(np.mean(accuracies))
+    assert row["test"]["accuracy"]["sd"] == pytest.approx(np.std(accuracies, ddof=1))
+
+    labels = load(root, vit[0])[0]
+    right = [[load(root, cell)[1].argmax(-1) == labels for cell in cells] for cells in (vit, cnn)]
+    gaps = np.array(right[0], dtype=int) - np.array(right[1], dtype=int)
+    assert row["vs"]["row"] == rows["CNN, 600 images"]["number"] and rows["CNN, 600 images"]["vs"] is None
+    assert row["vs"]["difference"] == pytest.approx(gaps.mean())
+    assert row["vs"]["ci95"][0] < gaps.mean() < row["vs"]["ci95"][1]
+    assert row["vs"]["mcnemar_p"] == max(metrics.mcnemar(a, b) for a, b in zip(*right))
+
+    mean = (load(root, vit[0])[1] + load(root, vit[1])[1]) / 2
+    together = rows["Vision Transformer, patch 2, 600 images, ensemble of 2 seeds"]
+    assert together["test"]["accuracy"]["mean"] == pytest.approx((mean.argmax(-1) == labels).mean())
+    assert together["ci95"] == metrics.wilson_interval((mean.argmax(-1) == labels).sum(), 360)
+    assert together["test"]["loss"]["mean"] == pytest.approx(-np.log(mean[np.arange(360), labels]).mean(), abs=1e-3)
+
+    text = (root / "output/comparison/RESULTS.md").read_text()
+    assert tables.comparison(found["rows"]) in text
+    numbers = {row["number"] for row in found["rows"]}
+    said = [line for line in text.splitlines() if line.startswith("- ")]
+    assert len(said) > 8
+    for sentence in said:  # each is tied to rows that are there
+        told = sentence[sentence.index("row") :]
+        assert {int(word) for word in told.replace(")", " ").split(":")[0].split() if word.isdigit()} <= numbers
+    best = max((row for row in found["rows"] if row["train_size"] == 600 and row["kind"] == "seeds"),
+               key=lambda row: row["test"]["accuracy"]["mean"])  # fmt: skip
+    assert f"Highest test accuracy: {best['title']}," in text
+
+
+def test_what_is_finished_is_not_run_again(compared, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(compared[0], root)
+    before = {path: path.stat().st_mtime_ns for path in root.glob("output/comparison/*/cell.json")}
+    results_before = (root / "output/comparison/RESULTS.md").read_text()
+    victim = root / "output/comparison/mlp-200-images-seed1"
+    shutil.rmtree(victim)
+    shutil.rmtree(root / "model/comparison/mlp-200-images-seed1")
+    done = run("compare.py", *ASKED, cwd=root)
+    assert done.returncode == 0, done.stderr
+    after = {path: path.stat().st_mtime_ns for path in root.glob("output/comparison/*/cell.json")}
+    assert {path for path in before if after[path] != before[path]} == {victim / "cell.json"}
+
+    def numbers(text):  # all but speed and time
+        return [line.rsplit("|", 3)[0] for line in text.splitlines() if line.startswith("|")]
+
+    assert numbers((root / "output/comparison/RESULTS.md").read_text()) == numbers(results_before)
+
+    assert_refused(run("compare.py", *ASKED, "--epochs", 3, cwd=root), "another study", "--epochs 2, not 3")
+    assert_refused(run("compare.py", *ASKED, "--train_sizes", 600, cwd=root), "another study", "200-images")
+    assert_refused(run("compare.py", *ASKED, "--models", "mlp", cwd=root), "another study", "vision-transformer")
+
+
+def test_a_failed_cell_is_told_and_the_others_go_on(tmp_path):
+    flags = [*SMALL, "--models", "mlp", "--seeds", 0, "--grid", "learning_rate=1e-3,100", "--optimizer", "sgd"]
+    done = run("compare.py", *flags, "--num_train_images", 300, cwd=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    (last,) = [line for line in done.stderr.splitlines() if line.startswith("compare.py: ")]
+    assert "mlp-learning-rate-100.0-seed0 failed: the loss is" in last
+    found = json.loads((tmp_path / "output/comparison/final_results.json").read_text())
+    assert [cell["row"] for cell in found["cells"]] == ["MLP, learning_rate 0.001"]
+    assert found["failed"][0]["cell"] == "mlp-learning-rate-100.0-seed0"
+
+
+def test_all_models_see_the_same_batches():
+    asked = Study.create(models=["vit", "simple_cnn", "mlp"], dataset="digits", epochs=3, augment="affine")
+    batches = []
+    for row in asked.rows():
+        sets = data.load(asked.config(row, seed=1), splits=("train",))
+        sets.train.set_epoch(2)
+        batches.append([images for images, _ in sets.train])
+    for others in batches[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(batches[0], others, strict=True))
+
+
+def test_rows_of_a_grid_and_of_variants():
+    asked = Study.create(
+        models=["vit", "mlp"], grid=["n_layers=1,2", "weight_decay=0,0.1"], patch_sizes=[2], dataset="digits",
+        variants={"no smoothing": {"label_smoothing": 0}}, label_smoothing=0.1,
+    )  # fmt: skip
+    titles = [row.title for row in asked.rows()]
+    assert len(titles) == 2 * (4 + 2)  # an MLP has no n_layers
+    assert "Vision Transformer, patch 2, depth 2, weight_decay 0.1, no smoothing" in titles
+    row = asked.rows()[titles.index("MLP, weight_decay 0.1, no smoothing")]
+    config = asked.config(row, seed=3)
+    assert (config.label_smoothing, config.weight_decay, config.seed, config.model) == (0, 0.1, 3, "mlp")
+    assert len({row.slug for row in asked.rows()}) == len(titles)
+    assert study.read_grid(["qkv_bias=true,false"]) == {"qkv_bias": [True, False]}
+
+
+def test_cross_validation_holds_out_each_image_once(tmp_path):
+    flags = [*SMALL, "--models", "mlp", "--seeds", 0, "--folds", 3, "--learning_rate", "1e-3", "--epochs", 1]
+    done = run("compare.py", *flags, "--num_train_images", 300, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "output/comparison/final_results.json").read_text())
+    folds = [cell for cell in found["cells"] if cell["kind"] == "fold"]
+    assert len(folds) == 3 and sum(cell["val"]["n"] for cell in folds) == 300
+    assert all(cell["test"] is None for cell in folds)
+    row = next(row for row in found["rows"] if row["kind"] == "folds")
+    assert row["best_val"]["mean"] == pytest.approx(np.mean([cell["val"]["accuracy"] for cell in folds]))
+    assert not list((tmp_path / "output/comparison").glob("trial-*"))  # a rate was given
+
+
+def test_no_test_leaves_the_test_set_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    read = data.read_split
+    monkeypatch.setattr(data, "read_split", lambda name, path, train: read(name, path, train) if train else 1 / 0)
+    asked = Study.create(
+        models=["mlp"], seeds=[0], dataset="digits", epochs=1, num_train_images=200, learning_rate=1e-3, no_test=True,
+        variants={"no augmentation": {"augment": "none"}},
+    )  # fmt: skip
+    cells, failed = study.run(asked)
+    lines = study.summarise(asked, cells)
+    assert not failed and [line["test"] for line in lines] == [None, None]
+    assert lines[0]["best_val"]["mean"] == cells[0]["val"]["accuracy"]
+    names = {path.name for path in study.figures(asked, cells, lines)}
+    assert names == {"model_comparison.png", "augmentation_curves.png"}
+    assert tables.takeaways(lines) == []
+
+
+def test_bootstrap_over_seeds_and_images_knows_both_spreads():
+    rng = np.random.default_rng(0)
+    seeds, images = rng.normal(0, 0.1, 8), rng.normal(0, 1, 500)
+    values = seeds[:, None] + images
+    low, high = metrics.bootstrap_crossed(values, resamples=4000)
+    spread = (seeds.var() / 8 + images.var() / 500) ** 0.5  # of a sum of two independent means
+    assert (high - low) / 2 == pytest.approx(1.96 * spread, rel=0.07)
+    assert low < values.mean() < high
+    flat = metrics.bootstrap_crossed(np.repeat(images[None], 8, axis=0), resamples=4000)
+    assert flat[1] - flat[0] < high - low
+
+
+def test_mcnemar():
+    first = np.array([1] * 30 + [0] * 10 + [1] * 50)
+    second = np.array([0] * 30 + [1] * 10 + [1] * 50)
+    assert metrics.mcnemar(first, second) == pytest.approx(binomtest(10, 40).pvalue)
+    assert metrics.mcnemar(first, first) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--models", "vit", "alexnet"], ["--models alexnet", "simple_cnn", "resnet18"]),
+        (["--models", "vit", "vit"], ["--models", "twice"]),
+        (["--seeds", "0", "--reference", "vit"], ["--seeds 0", "two or more"]),
+        (["--reference", "mlp"], ["--reference mlp", "vit simple_cnn"]),
+        (["--grid", "embed_dim="], ["--grid embed_dim", "no values"]),
+        (["--grid", "embed_dim"], ["--grid embed_dim", "FLAG=VALUE"]),
+        (["--grid", "width=1,2"], ["width", "unknown"]),
+        (["--grid", "seed=1,2"], ["--grid seed", "--seeds"]),
+        (["--patch_sizes", "3", "4"], ["--patch_sizes 3", "8 pixels", "--image_size 12"]),
+        (["--train_sizes", "0"], ["0", "at least 1"]),
+        (["--seeds", "x"], ["x", "whole number"]),
+        (["--folds", "1"], ["--folds 1", "at least 2"]),
+        (["--jobs", "0"], ["--jobs 0"]),
+        (["--folder_name", "a/b"], ["--folder_name 'a/b'"]),
+        (["--epochs", "two"], ["--epochs 'two'"]),
+    ],
+)
+def test_bad_input_is_refused_in_a_line(tmp_path, flags, words):
+    assert_refused(run("compare.py", "--dataset", "digits", *flags, cwd=tmp_path), *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_page_includes_the_results(compared, tmp_path, monkeypatch):
+    monkeypatch.chdir(compared[0])
+    page = "before\n<!-- comparison: output/comparison/RESULTS.md -->\nold\n<!-- /comparison -->\nafter"
+    text = results.fill(page)
+    told = (compared[0] / "output/comparison/RESULTS.md").read_text()
+    assert "old" not in text and told.split("\n", 2)[2].strip() in text and text.endswith("<!-- /comparison -->\nafter")
+    with pytest.raises(UserError, match="nowhere.md.*compare.py"):
+        results.fill(page.replace("output/comparison/RESULTS.md", "nowhere.md"))
+
+
+def test_every_study_of_configs_can_be_run():
+    files = sorted((ROOT / "configs").glob("compare*.yaml"))
+    assert len(files) > 3
+    for file in files:
+        asked = Study.create(read_yaml(file))
+        assert asked.name == file.stem and file.read_text().startswith("# ")
+        cells = [*study.plan(asked, {}), *study.trials(asked)]
+        assert len({cell.name for cell in cells}) == len(cells)
+        for row in asked.rows():
+            model = asked.config(row, seed=0).build_model().eval()
+            assert model(torch.randn(1, 3, 32, 32)).shape == (1, 10), row.title
+
+
+@pytest.mark.slow
+def test_side_by_side_gives_the_same(compared, tmp_path):
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, ROOT / "compare.py", *map(str, ASKED), "--jobs", "2"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one, two = (
+        json.loads((root / "output/comparison/final_results.json").read_text()) for root in (compared[0], tmp_path)
+    )
+    assert [cell["test"] for cell in one["cells"]] == [cell["test"] for cell in two["cells"]]
+    assert "epoch   2" in (tmp_path / "output/comparison/mlp-200-images-seed0/log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_ctrl_c_and_on(tmp_path):
+    command = [sys.executable, ROOT / "compare.py", *map(str, SMALL), "--models", "mlp", "--seeds", "0"]
+    command += ["--learning_rate", "1e-3", "--epochs", "300"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for text in process.stdout:
+            if text.startswith("epoch   3"):
+                process.send_signal(2)
+                break
+        out, err = process.communicate()
+    assert process.returncode == 130 and "the same command goes on" in err and "Traceback" not in err
+    contents = checkpoint.read(tmp_path / "model/comparison/mlp-seed0/last.pt")
+    assert 3 <= contents["training"]["progress"]["epoch"] < 300
+    done = run("compare.py", *command[2:], cwd=tmp_path)
+    assert done.returncode == 0 and "going on after" in done.stdout, done.stderr
+    cell = json.loads((tmp_path / "output/comparison/mlp-seed0/cell.json").read_text())
+    assert [row["epoch"] for row in cell["history"]] == list(range(1, 301))
