@@ -128,7 +128,7 @@ ALL = ("img_size", "in_chans", "num_classes")
 ARGUMENTS = {  # what each takes of config.TrainConfig
     "vit": (
         *ALL, "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "drop_rate", "attn_drop_rate",
-        "drop_path_rate", "stem", "pool", "head", "norm_eps",
+        "drop_path_rate", "stem", "stem_depth", "pool", "head", "norm_eps",
     ),
     "simple_cnn": (*ALL, "drop_rate"),
     "tiny_cnn": ALL,

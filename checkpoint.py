@@ -183,7 +183,8 @@ def load(path, *, device="cpu", dataset=None, **model_args):
         raise UserError(f"{path} holds a {type(contents).__name__}, not a state dict; save model.state_dict()")
     if FORMAT in contents:
         found = _load_ours(path, contents)
-        known = {**contents["model_args"], "dataset": found.config.dataset, "model": found.config.model}
+        names = ("dataset", "model", *baselines.ARGUMENTS[found.config.model])
+        known = {name: getattr(found.config, name) for name in names}
         for name in model_args:
             if name not in known:
                 raise UserError(f"{flag(name)}: {path} is a {found.config.model}, which has none; leave the flag out")

@@ -87,6 +87,7 @@ class TrainConfig:
     attn_drop_rate: float = setting(0.0, "model", "dropout of the attention weights", low=0, high=0.99)
     drop_path_rate: float = setting(0.0, "model", "stochastic depth of the last block", low=0, high=0.99)
     stem: str = setting("linear", "model", "patches, or a convolutional tokenizer", choices=("linear", "conv"))
+    stem_depth: int = setting(1, "model", "convolutions in each stage of a conv stem", low=1, high=100)
     pool: str = setting("cls", "model", "what the head sees", choices=("cls", "mean", "seq"))
     head: str = setting("linear", "model", "mlp: linear, tanh, linear", choices=("linear", "mlp"))
     norm_eps: float = setting(1e-6, "model", "epsilon of the layer norms", above=0, high=1)

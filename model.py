@@ -86,10 +86,11 @@ class ConvStem(nn.Module):
     that halves the side, batch norm and ReLU, as often as makes `patch_size`, and then such a
     convolution without pooling (the convolutional tokenizer of Hassani et al., arXiv:2104.05704,
     section 3.3, with the batch norm and the last convolution of Xiao et al., arXiv:2106.14881,
-    section 4). The width doubles up to embed_dim, from 64 on.
+    section 4). The width doubles up to embed_dim, from 64 on. With stem_depth above 1, each pooled
+    stage goes on with as many convolutions as make that number.
     """
 
-    def __init__(self, *, img_size, patch_size, in_chans, embed_dim):
+    def __init__(self, *, img_size, patch_size, in_chans, embed_dim, stem_depth=1):
         super().__init__()
         halvings = patch_size.bit_length() - 1
         if patch_size < 2 or patch_size != 2**halvings or img_size % patch_size:
@@ -101,11 +102,14 @@ class ConvStem(nn.Module):
         widths = [in_chans, *(min(64 * 2**i, embed_dim) for i in range(halvings - 1)), embed_dim, embed_dim]
         self.stages = nn.Sequential()
         for i, (before, after) in enumerate(zip(widths, widths[1:])):
-            self.stages.add_module(f"conv{i}", nn.Conv2d(before, after, 3, padding=1, bias=False))
-            if i < halvings:
-                self.stages.add_module(f"pool{i}", nn.MaxPool2d(3, 2, padding=1))
-            self.stages.add_module(f"norm{i}", nn.BatchNorm2d(after))
-            self.stages.add_module(f"act{i}", nn.ReLU())
+            for j in range(stem_depth if i < halvings else 1):
+                name = f"{i}" if j == 0 else f"{i}_{j}"
+                conv = nn.Conv2d(before if j == 0 else after, after, 3, padding=1, bias=False)
+                self.stages.add_module(f"conv{name}", conv)
+                if i < halvings and j == 0:
+                    self.stages.add_module(f"pool{name}", nn.MaxPool2d(3, 2, padding=1))
+                self.stages.add_module(f"norm{name}", nn.BatchNorm2d(after))
+                self.stages.add_module(f"act{name}", nn.ReLU())
 
     def forward(self, x):  # B x in_chans x img_size x img_size
         x = x.contiguous(memory_format=torch.channels_last)  # what convolutions in bfloat16 are fastest with
@@ -201,6 +205,7 @@ class VisionTransformer(nn.Module):
         attn_drop_rate: dropout of the attention weights, in 0..1.
         drop_path_rate: stochastic depth of the last block, in 0..1; grows linearly from 0 in the first.
         stem: "linear" (patches) or "conv" (ConvStem: patch_size is then how much the side shrinks).
+        stem_depth: convolutions in each stage of a conv stem.
         pool: what the head sees: "cls" (the normed CLS token), "mean" (the patch tokens' mean, then
             the norm: timm's fc_norm) or "seq" (a weighted mean of the normed tokens, the weights
             attended to by a learned query: arXiv:2104.05704, section 3.2; such a model has no CLS).
@@ -227,6 +232,7 @@ class VisionTransformer(nn.Module):
         attn_drop_rate=0.0,
         drop_path_rate=0.0,
         stem="linear",
+        stem_depth=1,
         pool="cls",
         head="linear",
         norm_eps=1e-6,
@@ -241,8 +247,8 @@ class VisionTransformer(nn.Module):
             raise ValueError(f'head {head!r} is unknown; choose "linear" or "mlp"')
         self.img_size, self.in_chans, self.pool = img_size, in_chans, pool
 
-        embed = PatchEmbed if stem == "linear" else ConvStem
-        self.patch_embed = embed(img_size=img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim)
+        sizes = dict(img_size=img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim)
+        self.patch_embed = PatchEmbed(**sizes) if stem == "linear" else ConvStem(**sizes, stem_depth=stem_depth)
         self.grid_size = self.patch_embed.grid_size  # G
         self.has_cls = pool != "seq"
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if self.has_cls else None

@@ -40,6 +40,12 @@ def spread(found, digits=1):
     return words + (f" ± {100 * found['sd']:.{digits}f}" if found["sd"] is not None else "")
 
 
+COMPARISON_NOTE = """\
+Test: with the weights of the best epoch on validation, where there is a validation split, else of the last. Means ±
+standard deviations over the seeds; in parentheses 95 % intervals, of a single training over the images (Wilson), of
+differences over images and seeds. Final train: running accuracy of the last epoch, on augmented images."""
+
+
 def comparison(lines):
     """study.summarise's rows as markdown."""
     rows = [
@@ -144,11 +150,12 @@ def takeaways(lines):
             f"The largest gap between the last epoch's training accuracy and the test is "
             f"{100 * (gap['final_train']['mean'] - accuracy(gap)):.1f} points: {gap['title']} (row {gap['number']})."
         )
+    gains = []
     for found in lines:
         if found["kind"] == "ensemble" and (found["train_size"] or 0) == most:
             single = next(other for other in full if other["cells"] == found["cells"])
-            said.append(
-                f"{found['title']}: {points(accuracy(found) - accuracy(single))} points over the mean of the seeds "
-                f"(rows {found['number']} and {single['number']})."
-            )
+            gain = points(accuracy(found) - accuracy(single))
+            gains.append(f"{single['title']} {gain} (rows {found['number']} and {single['number']})")
+    if gains:
+        said.append(f"Ensembles of the seeds, in points over the mean of their members: {', '.join(gains)}.")
     return said

@@ -103,16 +103,17 @@ def test_mlp_head_is_linear_tanh_linear():
     assert logits.shape == (2, 7)
 
 
-def test_conv_stem_and_sequence_pooling():
-    model = small(stem="conv", patch_size=4, pool="seq").train()  # batch norm by the batch
+@pytest.mark.parametrize("stem_depth", [1, 3])
+def test_conv_stem_and_sequence_pooling(stem_depth):
+    model = small(stem="conv", stem_depth=stem_depth, patch_size=4, pool="seq").train()  # batch norm by the batch
     images = torch.randn(2, 3, 16, 16)
     logits, attention, hidden = model(images, return_attention=True, return_hidden=True)
     assert attention.shape == (2, 3, 4, 16, 16)  # no CLS
     x = images
-    for i in range(3):
-        conv, norm = (getattr(model.patch_embed.stages, f"{kind}{i}") for kind in ("conv", "norm"))
+    for name in {1: ("0", "1", "2"), 3: ("0", "0_1", "0_2", "1", "1_1", "1_2", "2")}[stem_depth]:
+        conv, norm = (getattr(model.patch_embed.stages, f"{kind}{name}") for kind in ("conv", "norm"))
         x = F.conv2d(x, conv.weight, padding=1)
-        x = F.max_pool2d(x, 3, 2, 1) if i < 2 else x
+        x = F.max_pool2d(x, 3, 2, 1) if name in ("0", "1") else x
         mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), keepdim=True, correction=0)
         x = ((x - mean) / (var + 1e-5).sqrt() * norm.weight[:, None, None] + norm.bias[:, None, None]).relu()
     torch.testing.assert_close(hidden["patch_embed"], x.flatten(2).mT)
