@@ -250,10 +250,10 @@ def run(study):
     the same call goes on.
     """
     checkpoint.writable_folder(study.folder, "--output_path")
+    refuse_others(study)
     failed = []
     rates = choose_learning_rates(study, failed)
     cells = plan(study, rates)
-    refuse_others(study, [*cells, *trials(study)])
     done = run_cells(study, cells, failed)
     return [done[cell.name] for cell in cells if cell.name in done], failed
 
@@ -287,7 +287,7 @@ def trials(study):
         row = max(rows, key=lambda row: row.size or math.inf)  # of several the first
         whole = study.config(row, seed=study.seeds[0])
         epochs = study.lr_epochs or max(1, whole.epochs // 4)
-        shorter = {"epochs": epochs, "warmup_epochs": whole.warmup_epochs * epochs / whole.epochs}
+        shorter = {"epochs": epochs, "warmup_epochs": round(whole.warmup_epochs * epochs / whole.epochs, 6)}
         shorter["val_split"] = whole.val_split or 0.1
         for rate in study.learning_rates:
             name = f"trial-{model}-lr{rate:g}"
@@ -329,15 +329,16 @@ def what_was_set(config):
     return json.loads(json.dumps({name: getattr(config, name) for name in (*names, "seed")}))
 
 
-def finished(study, cell):
-    """The result of a finished cell; None of another. UserError where it was begun with other settings."""
+def finished(study, cell, *, but=()):
+    """The result of a finished cell; None of another. UserError where it was begun with other settings (`but`
+    those)."""
     folder = study.folder / cell.name
     if not (folder / "config.yaml").exists():
         return None
     before = yaml.safe_load((folder / "config.yaml").read_text())
     for name, value in what_was_set(cell.config).items():
         was = before.get(name, FIELDS[name].default)
-        if was != value:
+        if was != value and name not in but:
             raise UserError(
                 f"{study.folder} holds another study: {cell.name} had {flag(name)} {was}, not {value}; give another "
                 "--folder_name"
@@ -345,8 +346,11 @@ def finished(study, cell):
     return json.loads((folder / "cell.json").read_text()) if (folder / "cell.json").exists() else None
 
 
-def refuse_others(study, cells):
-    """UserError where the folder holds finished cells that the study does not have."""
+def refuse_others(study):
+    """UserError where the folder holds cells of other settings, or finished ones that the study does not have."""
+    cells = [*plan(study, {}), *trials(study)]
+    for cell in cells:
+        finished(study, cell, but=("learning_rate",))  # which is chosen later
     known = {cell.name for cell in cells}
     for file in sorted(study.folder.glob("*/cell.json")):
         if file.parent.name not in known and not file.parent.name.startswith("trial-"):
@@ -411,7 +415,7 @@ def run_quietly(cell):
 
 def run_cell(cell):
     """Train and test one cell: its result, which is written to its folder's cell.json. The test images'
-    labels and probabilities go to test.npz beside it."""
+    labels, predictions and probabilities go to test.npz beside it."""
     config = cell.config
     model = config.build_model()
     report = engine.fit(model, data.load(config, splits=("train", "val")), config)
@@ -423,8 +427,11 @@ def run_cell(cell):
         report["test"] = metrics.summary(labels, logits.argmax(-1), F.cross_entropy(logits, labels))
         engine.write_json(config.output_folder / "report.json", report)
         with checkpoint.replacing(config.output_folder / "test.npz") as part, open(part, "wb") as file:
-            probabilities = logits.softmax(-1).numpy().astype(np.float16)
-            np.savez_compressed(file, labels=labels.numpy().astype(np.int16), probabilities=probabilities)
+            small = {
+                "labels": labels.numpy().astype(np.int16),
+                "predictions": logits.argmax(-1).numpy().astype(np.int16),
+            }
+            np.savez_compressed(file, **small, probabilities=logits.softmax(-1).numpy().astype(np.float16))
     history = checkpoint.read(config.checkpoint_folder / "last.pt")["history"]
     result = {
         "name": cell.name,
@@ -449,10 +456,13 @@ def run_cell(cell):
 # ------------------------------------------------------------------------------------ what they say
 
 
-def probabilities(study, result):
-    """(labels n, probabilities n x C) of a cell's test images."""
-    with np.load(study.folder / result["name"] / "test.npz") as file:
-        return file["labels"].astype(np.int64), file["probabilities"].astype(np.float64)
+def tested(study, cells):
+    """(labels n, predictions S x n, probabilities S x n x C) of the test images, of those cells that were tested."""
+    files = [np.load(study.folder / cell["name"] / "test.npz") for cell in cells if cell["test"]]
+    if not files:
+        return None, [], []
+    predictions, shares = (np.stack([file[name] for file in files]) for name in ("predictions", "probabilities"))
+    return files[0]["labels"].astype(np.int64), predictions.astype(np.int64), shares.astype(np.float64)
 
 
 def spread(values):
@@ -468,25 +478,22 @@ def summarise(study, cells):
     """The rows of the table, dicts: of each row of the study with finished cells, then its ensemble of
     seeds and its cross-validation. "vs" is the difference in test accuracy to the reference, where two
     or more seeds of both are there: {"row", "difference", "ci95", "mcnemar_p" (the largest of the seeds)}."""
-    lines, right = [], {}  # title -> seeds x n: whether each test image was got right
+    lines, right = [], {}  # title -> seed -> n: whether each test image was got right
     for row in study.rows():
         mine = [cell for cell in cells if cell["row"] == row.title and cell["kind"] == "seed"]
         if not mine:
             continue
-        tested = [cell for cell in mine if cell["test"]]
-        several = [probabilities(study, cell) for cell in tested]
-        if several:
-            right[row.title] = {
-                cell["seed"]: shares.argmax(-1) == labels for cell, (labels, shares) in zip(tested, several)
-            }
+        labels, predictions, shares = tested(study, mine)
+        if len(predictions):
+            right[row.title] = dict(zip((cell["seed"] for cell in mine), predictions == labels))
         lines.append(line(row.title, row, "seeds", mine))
-        if len(several) > 1:
-            labels, mean = several[0][0], np.mean([shares for _, shares in several], axis=0)
+        if len(predictions) > 1:
+            mean = shares.mean(axis=0)
             loss = -np.log(mean[np.arange(len(labels)), labels].clip(1e-7)).mean()
             test = metrics.summary(labels, mean.argmax(-1), loss)
-            together = line(f"{row.title}, ensemble of {len(several)} seeds", row, "ensemble", mine)
+            together = line(f"{row.title}, ensemble of {len(shares)} seeds", row, "ensemble", mine)
             for name in ("parameters", "flops", "seconds"):
-                together[name] *= len(several)
+                together[name] *= len(shares)
             together["test"] = {name: spread([test[name]]) for name in ("accuracy", "loss", "f1_weighted")}
             together.update(ci95=test["ci95"], best_val=None, final_train=None, images_per_second=None)
             lines.append(together)
@@ -580,12 +587,11 @@ def figures(study, cells, lines):
         study.settings.get("dataset", "cifar10"), study.settings.get("data_path", TrainConfig.data_path), study.seeds[0]
     ).classes
     for model, found in best.items():
-        mine = [by_name[name] for name in found["cells"] if by_name[name]["test"]]
-        if mine:
-            several = [probabilities(study, cell) for cell in mine]
-            counts = sum(metrics.confusion(labels, shares.argmax(-1), len(classes)) for labels, shares in several)
+        labels, predictions, _ = tested(study, [by_name[name] for name in found["cells"]])
+        if len(predictions):
+            counts = sum(metrics.confusion(labels, each, len(classes)) for each in predictions)
             name = {"vit": "vision_transformer", "simple_cnn": "cnn"}.get(model, model)
-            title = f"{found['title']}: test images, {len(mine)} seed{'s' * (len(mine) > 1)}"
+            title = f"{found['title']}: test images, {len(predictions)} seed{'s' * (len(predictions) > 1)}"
             written.append(plots.confusion_matrix(counts, classes, folder / f"confusion_matrix_{name}.png", title))
 
     split = "test" if all(found["test"] for found in plain) else "best_val"
@@ -679,9 +685,7 @@ def write_results(study, cells, lines, failed):
         "failed": [{"cell": name, "error": error} for name, error in failed],
     }
     path = engine.write_json(study.folder / "final_results.json", contents)
-    predictions = {
-        cell["name"]: torch.from_numpy(probabilities(study, cell)[1].argmax(-1)) for cell in cells if cell["test"]
-    }
+    predictions = {cell["name"]: torch.from_numpy(tested(study, [cell])[1][0]) for cell in cells if cell["test"]}
     tensors = study.folder / "final_results.pth"
     checkpoint.write(tensors, {**contents, "predictions": predictions})
     return [path, tensors]

@@ -46,15 +46,16 @@ def found(compared):
 
 def load(root, cell):
     with np.load(root / "output/comparison" / cell["name"] / "test.npz") as file:
-        return file["labels"], file["probabilities"].astype(np.float64)
+        return file["labels"], file["predictions"], file["probabilities"].astype(np.float64)
 
 
 def test_every_cell_is_there_with_all_that_is_asked(compared, found):
     root, done = compared
     assert len(found["cells"]) == 2 * 2 * (2 + 1 + 1) and found["failed"] == []
     for cell in found["cells"]:
-        labels, shares = load(root, cell)
-        assert cell["test"]["accuracy"] == pytest.approx((labels == shares.argmax(-1)).mean())
+        labels, predictions, shares = load(root, cell)
+        assert cell["test"]["accuracy"] == pytest.approx((labels == predictions).mean())
+        assert (shares.argmax(-1) == predictions).mean() > 0.98  # stored in half precision, where some are equal
         assert [row["epoch"] for row in cell["history"]] == [1, 2]
         assert cell["settings"]["epochs"] == 2 and cell["settings"]["learning_rate"] in (1e-4, 3e-3)
         assert min(cell[name] for name in ("parameters", "flops", "images_per_second", "seconds")) > 0
@@ -64,7 +65,7 @@ def test_every_cell_is_there_with_all_that_is_asked(compared, found):
     stored = torch.load(root / "output/comparison/final_results.pth", weights_only=True)
     assert stored["cells"] == found["cells"]
     for cell in found["cells"]:
-        assert stored["predictions"][cell["name"]].tolist() == load(root, cell)[1].argmax(-1).tolist()
+        assert stored["predictions"][cell["name"]].tolist() == load(root, cell)[1].tolist()
 
     expected = {
         "model_comparison.png", "confusion_matrix_vision_transformer.png", "confusion_matrix_cnn.png",
@@ -104,14 +105,14 @@ def test_the_table_is_what_the_predictions_say(compared, found):
     assert row["test"]["accuracy"]["sd"] == pytest.approx(np.std(accuracies, ddof=1))
 
     labels = load(root, vit[0])[0]
-    right = [[load(root, cell)[1].argmax(-1) == labels for cell in cells] for cells in (vit, cnn)]
+    right = [[load(root, cell)[1] == labels for cell in cells] for cells in (vit, cnn)]
     gaps = np.array(right[0], dtype=int) - np.array(right[1], dtype=int)
     assert row["vs"]["row"] == rows["CNN, 600 images"]["number"] and rows["CNN, 600 images"]["vs"] is None
     assert row["vs"]["difference"] == pytest.approx(gaps.mean())
     assert row["vs"]["ci95"][0] < gaps.mean() < row["vs"]["ci95"][1]
     assert row["vs"]["mcnemar_p"] == max(metrics.mcnemar(a, b) for a, b in zip(*right))
 
-    mean = (load(root, vit[0])[1] + load(root, vit[1])[1]) / 2
+    mean = (load(root, vit[0])[2] + load(root, vit[1])[2]) / 2
     together = rows["Vision Transformer, patch 2, 600 images, ensemble of 2 seeds"]
     assert together["test"]["accuracy"]["mean"] == pytest.approx((mean.argmax(-1) == labels).mean())
     assert together["ci95"] == metrics.wilson_interval((mean.argmax(-1) == labels).sum(), 360)
@@ -150,7 +151,7 @@ def test_what_is_finished_is_not_run_again(compared, tmp_path):
 
     assert_refused(run("compare.py", *ASKED, "--epochs", 3, cwd=root), "another study", "--epochs 2, not 3")
     assert_refused(run("compare.py", *ASKED, "--train_sizes", 600, cwd=root), "another study", "200-images")
-    assert_refused(run("compare.py", *ASKED, "--models", "mlp", cwd=root), "another study", "vision-transformer")
+    assert_refused(run("compare.py", *ASKED, "--models", "mlp", cwd=root), "another study", "cnn-200-images")
 
 
 def test_a_failed_cell_is_told_and_the_others_go_on(tmp_path):
