@@ -104,38 +104,37 @@ class Study:
                 raise UserError(f"--seeds {self.seeds[0]}: --reference asks for intervals over seeds; give two or more")
         if Path(self.name).name != self.name or self.name in (".", ".."):
             raise UserError(f"--folder_name {self.name!r}: give a plain name; --output_path says where")
-        size = self.settings.get("img_size") or data.DATASETS[self.settings.get("dataset", "cifar10")].img_size
-        if any(size % patch for patch in self.patch_sizes):
-            wrong = next(patch for patch in self.patch_sizes if size % patch)
-            step = math.lcm(*self.patch_sizes)
-            fits = " or ".join(str(n) for n in sorted({max(1, size // step) * step, (size // step + 1) * step}))
-            raise UserError(f"--patch_sizes {wrong} does not divide {size} pixels; --image_size {fits} would do")
-        for row in self.rows():  # whatever TrainConfig refuses
-            self.config(row, seed=self.seeds[0])
+        for row in self.rows():
+            size = self.config(row, seed=self.seeds[0]).img_size  # and whatever TrainConfig refuses
+            if row.model == "vit" and any(size % patch for patch in self.patch_sizes):
+                wrong = next(patch for patch in self.patch_sizes if size % patch)
+                step = math.lcm(*self.patch_sizes)
+                fits = " or ".join(str(n * step) for n in sorted({max(1, size // step), size // step + 1}))
+                raise UserError(f"--patch_sizes {wrong} does not divide {size} pixels; --image_size {fits} would do")
 
     def rows(self):
         """[Row, ...] in the order of the tables."""
-        found = {}
-        for model, size, words in itertools.product(self.models, self.train_sizes or (None,), (None, *self.variants)):
+        found = []
+        for model, size, variant in itertools.product(self.models, self.train_sizes or (None,), (None, *self.variants)):
+            changes = {name: value for name, value in self.variants.get(variant, {}).items() if has(model, name)}
+            if variant and not changes:
+                continue
             grid = {name: values for name, values in self.grid.items() if has(model, name)}
             patches = (self.patch_sizes or (None,)) if model == "vit" else (None,)
             for patch, *values in itertools.product(patches, *grid.values()):
-                settings = dict(zip(grid, values))
-                title = [TITLES[model]]
+                chosen = dict(zip(grid, values))
+                title = [TITLES[model], *(f"{flag(name)[2:]} {value}" for name, value in chosen.items())]
+                settings = {**chosen, **changes}
                 if patch:
                     settings["patch_size"] = patch
-                    title.append(f"patch {patch}")
-                title += [f"{name} {value}" for name, value in zip(grid, values)]
-                if words:
-                    settings.update({name: value for name, value in self.variants[words].items() if has(model, name)})
-                    title.append(words)
-                same = (words, *values)  # rows of other models with these are compared with this one
+                    title.insert(1, f"patch {patch}")
+                if variant:
+                    title.append(variant)
                 if size:
                     settings["num_train_images"] = size
                     title.append(f"{size:,} images")
-                title = ", ".join(title)
-                found.setdefault(title, Row(title, model, settings, same))
-        return list(found.values())
+                found.append(Row(", ".join(title), model, settings, chosen, variant))
+        return found
 
     def config(self, row, *, seed, **more):
         """The TrainConfig of a cell."""
@@ -151,20 +150,34 @@ class Study:
     def folder(self):
         return Path(self.settings.get("output_path", TrainConfig.output_path)) / self.name
 
-    @property
-    def reference_model(self):
-        """The model that others are compared with: the CNN where nothing else was asked for."""
-        return self.reference or ("simple_cnn" if "simple_cnn" in self.models else self.models[-1])
+    def reference_of(self, row):
+        """The row that a row is compared with: of the reference (the CNN where nothing else was asked for), with as
+        many images and the same values of the grid, if possible of the same variant; of a single model its first
+        row with as many images. None where there is none."""
+        if len(self.models) == 1:
+            first = next(other for other in self.rows() if other.size == row.size)
+            return None if row == first else first
+        model = self.reference or ("simple_cnn" if "simple_cnn" in self.models else self.models[-1])
+        rows = [
+            other
+            for other in self.rows()
+            if other.model == model
+            and other.size == row.size
+            and all(row.grid.get(name, value) == value for name, value in other.grid.items())
+        ]
+        other = max(rows, key=lambda other: other.variant == row.variant, default=row)
+        return None if row.model == model else other
 
 
 @dataclass(frozen=True)
 class Row:
-    """A model with its settings; `same` is what rows of different models have in common."""
+    """A model with its settings, among them those of the grid and of the variant."""
 
     title: str
     model: str
     settings: dict
-    same: tuple
+    grid: dict
+    variant: str | None
 
     @property
     def size(self):
@@ -506,11 +519,8 @@ def summarise(study, cells):
 
     rows = {found["title"]: found for found in lines}
     for row in study.rows():
-        other = next(
-            (o for o in study.rows() if o.model == study.reference_model and o.size == row.size and o.same == row.same),
-            None,
-        )
-        if other is None or other.title == row.title or not {row.title, other.title} <= set(right):
+        other = study.reference_of(row)
+        if other is None or not {row.title, other.title} <= set(right):
             continue
         seeds = sorted(set(right[row.title]) & set(right[other.title]))
         if len(seeds) > 1:

@@ -183,11 +183,15 @@ def test_rows_of_a_grid_and_of_variants():
     )  # fmt: skip
     titles = [row.title for row in asked.rows()]
     assert len(titles) == 2 * (4 + 2)  # an MLP has no n_layers
-    assert "Vision Transformer, patch 2, depth 2, weight_decay 0.1, no smoothing" in titles
+    assert "Vision Transformer, patch 2, n_layers 2, weight_decay 0.1, no smoothing" in titles
     row = asked.rows()[titles.index("MLP, weight_decay 0.1, no smoothing")]
     config = asked.config(row, seed=3)
     assert (config.label_smoothing, config.weight_decay, config.seed, config.model) == (0, 0.1, 3, "mlp")
     assert len({row.slug for row in asked.rows()}) == len(titles)
+    other = asked.reference_of(asked.rows()[titles.index("Vision Transformer, patch 2, n_layers 2, weight_decay 0.1")])
+    assert other.title == "MLP, weight_decay 0.1" and asked.reference_of(other) is None
+    alone = Study.create(models=["mlp"], grid=["dropout=0,0.1"], dataset="digits")
+    assert [alone.reference_of(row) for row in alone.rows()] == [None, alone.rows()[0]]
     assert study.read_grid(["qkv_bias=true,false"]) == {"qkv_bias": [True, False]}
 
 
@@ -258,6 +262,7 @@ def test_mcnemar():
         (["--jobs", "0"], ["--jobs 0"]),
         (["--folder_name", "a/b"], ["--folder_name 'a/b'"]),
         (["--epochs", "two"], ["--epochs 'two'"]),
+        (["--dataset", "mnist"], ["mnist", "cifar10"]),
     ],
 )
 def test_bad_input_is_refused_in_a_line(tmp_path, flags, words):
