@@ -350,16 +350,19 @@ def comparison(rows, path):
         for column, (split, words) in enumerate((("train", "training (running, augmented)"), ("val", "validation"))):
             axes = panels[row, column]
             for i, (title, histories, tests) in enumerate(rows):
-                values = np.array(
-                    [[epoch[f"{split}_{what}"] for epoch in history] for history in histories], dtype=float
-                )
+                values = np.full((len(histories), max(map(len, histories))), np.nan)
+                for line, history in zip(values, histories):  # of which one may have stopped early
+                    line[: len(history)] = [
+                        np.nan if epoch[f"{split}_{what}"] is None else epoch[f"{split}_{what}"] for epoch in history
+                    ]
                 colour = style(i)["color"]
                 epochs = np.arange(1, values.shape[1] + 1)
                 if not np.isnan(values).all():
                     seeds = f", {len(values)} seeds" if len(values) > 1 else ""
                     marker = "o" if len(epochs) < 3 else None
-                    axes.plot(epochs, values.mean(0), color=colour, label=title + seeds, marker=marker)
-                    axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0)
+                    axes.plot(epochs, np.nanmean(values, 0), color=colour, label=title + seeds, marker=marker)
+                    low, high = np.nanmin(values, 0), np.nanmax(values, 0)
+                    axes.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
                 if split == "val" and tests:
                     mean = np.mean([test[what] for test in tests])
                     axes.plot([1.04 * longest], [mean], "*", color=colour, markersize=11, markeredgecolor="black")
