@@ -137,7 +137,7 @@ def test_every_parameter_learns():
         model = small(**args).train()
         model(torch.randn(4, 3, 16, 16)).square().sum().backward()
         still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-        assert not still
+        assert set(still) <= {"seq_pool.bias"}  # which a softmax over the tokens cannot see
 
 
 @pytest.mark.parametrize(
