@@ -235,10 +235,10 @@ def load_weights(model, path):
     head for other classes stays as it is. Returns lines that say what was used and what was not.
     Raises UserError where nothing fits.
     """
-    args = (
-        {"num_heads": model.blocks[0].attn.num_heads} if hasattr(model, "blocks") and FORMAT not in read(path) else {}
+    foreign = FORMAT not in read(path)
+    found = load(
+        path, **({"num_heads": model.blocks[0].attn.num_heads} if foreign and hasattr(model, "blocks") else {})
     )
-    found = load(path, **args)
     theirs, ours = found.model.state_dict(), model.state_dict()
     old, new = (getattr(each, "grid_size", None) for each in (found.model, model))
     if "pos_embed" in ours and "pos_embed" in theirs and old != new:

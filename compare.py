@@ -3,7 +3,7 @@
     python compare.py --dataset digits --epochs 10                    # ViT and CNN, three seeds each
     python compare.py --patch_sizes 4 8 --train_sizes 1000 5000 50000 --epochs 12
     python compare.py --models vit --grid embed_dim=64,128 --grid dropout=0,0.1
-    python compare.py --config configs/compare-cpu.yaml               # the study of the README
+    python compare.py --config configs/compare-cpu.yaml               # a whole study, for two CPU cores
 
 All rows share data order, augmentation, schedule and epochs; each model gets the best of --learning_rates on
 validation, or --learning_rate. Any other flag of train.py goes to every row that has such a setting. What is

@@ -347,14 +347,12 @@ def comparison(rows, path):
     panels = figure.subplots(2, 2)
     longest = max(len(history) for _, histories, _ in rows for history in histories)
     for row, what in enumerate(("loss", "accuracy")):
-        for column, (split, words) in enumerate((("train", "training (running, augmented)"), ("val", "validation"))):
+        for column, (split, words) in enumerate((("train", "training (running)"), ("val", "validation"))):
             axes = panels[row, column]
             for i, (title, histories, tests) in enumerate(rows):
                 values = np.full((len(histories), max(map(len, histories))), np.nan)
                 for line, history in zip(values, histories):  # of which one may have stopped early
-                    line[: len(history)] = [
-                        np.nan if epoch[f"{split}_{what}"] is None else epoch[f"{split}_{what}"] for epoch in history
-                    ]
+                    line[: len(history)] = np.array([epoch[f"{split}_{what}"] for epoch in history], dtype=float)
                 colour = style(i)["color"]
                 epochs = np.arange(1, values.shape[1] + 1)
                 if not np.isnan(values).all():

@@ -5,8 +5,8 @@
     python results.py output/A --file x.md     # in another file, between the same two marks
 
 Each row is output/NAME/report.json, metrics.csv and config.yaml; where model/NAME/best.pt is there too, its size
-and checksum follow below the table. Tables of faithfulness and of
-comparisons are made anew from the files that their marks name.
+and checksum follow below the table. Tables of faithfulness and of comparisons are made anew from the files that their
+marks name.
 """
 
 import csv
@@ -142,7 +142,7 @@ def main():
     if not folders:
         raise UserError(f"{args.file} has no rows yet; name run folders: python results.py output/NAME ...")
     made = table(folders)
-    whole = fill(before + made + after)
+    whole = fill(before + made + after)  # before the file is touched
     with replacing(args.file) as part:
         part.write_text(whole, encoding="utf-8")
     print(made + str(args.file))

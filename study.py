@@ -34,7 +34,7 @@ import explain
 import metrics
 import plots
 from baselines import ARGUMENTS, MODELS, TITLES, cam_layer
-from config import FIELDS, TYPES, TrainConfig, UserError, convert, flag, in_groups, read_settings
+from config import FIELDS, NAMES, TYPES, TrainConfig, UserError, convert, flag, in_groups, read_settings
 from model import count_flops, count_parameters
 
 NOT_SHARED = ("model", "seed", "folds", "fold", "folder_name", "resume", "overwrite", "init_from", "no_test")
@@ -248,9 +248,9 @@ def read_grid(raw):
 
 
 def yes_or_no(key, value):
-    """true and false as text, where the setting is a switch."""
-    name = next((name for name in FIELDS if key in (name, *FIELDS[name].metadata["older"])), None)
-    return {"true": True, "false": False}.get(str(value).lower(), value) if TYPES.get(name) is bool else value
+    """The value, which of a switch may be the text true or false."""
+    is_switch = TYPES.get(NAMES.get(key)) is bool
+    return {"true": True, "false": False}.get(str(value).lower(), value) if is_switch else value
 
 
 # ------------------------------------------------------------------------------------------- running
@@ -703,8 +703,6 @@ def write_results(study, cells, lines, failed):
 
 def protocol(study, cells):
     """What all rows share, in a sentence."""
-    if not cells:
-        return ""
     one = cells[0]["settings"]
     held = f"{one['val_split']:.0%} of the training images held out" if one["val_split"] else "no validation split"
     parts = [

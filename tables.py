@@ -32,12 +32,12 @@ def points(share):
     return f"{100 * share:+.1f}"
 
 
-def spread(found, digits=1):
+def spread(found):
     """A study.spread in percent: the mean, with the standard deviation of several."""
     if found is None:
         return ""
-    words = f"{100 * found['mean']:.{digits}f}"
-    return words + (f" ± {100 * found['sd']:.{digits}f}" if found["sd"] is not None else "")
+    words = f"{100 * found['mean']:.1f}"
+    return words + (f" ± {100 * found['sd']:.1f}" if found["sd"] is not None else "")
 
 
 COMPARISON_NOTE = """\
@@ -94,9 +94,9 @@ def takeaways(lines):
         low, high = vs["ci95"]
         if low <= 0 <= high:
             return "with these seeds and images not to be told from none"
-        largest = vs["mcnemar_p"]
-        p = "McNemar's p is below 0.001" if largest < 0.001 else f"McNemar's p is up to {largest:.3f}"
-        return f"{p} in each seed" if largest < 0.001 else p
+        if vs["mcnemar_p"] < 0.001:
+            return "McNemar's p is below 0.001 in each seed"
+        return f"McNemar's p is up to {vs['mcnemar_p']:.3f}"
 
     most = max((found["train_size"] or 0) for found in plain)
     full = [found for found in plain if (found["train_size"] or 0) == most]
