@@ -94,14 +94,17 @@ def learning_rate(step, *, steps_per_epoch, config):
 
 def make_optimizers(model, config):
     """The optimisers of a model, a list: AdamW or SGD of all of it, or Muon (Jordan et al., 2024) of
-    the blocks' matrices and AdamW of the rest. No weight decay on norms, biases, tokens, positions.
-    A group's "scale" is its learning rate over the schedule's."""
+    the blocks' matrices and of all convolutions but the first, which reads the pixels, and AdamW of the
+    rest. No weight decay on norms, biases, tokens, positions. A group's "scale" is its learning rate
+    over the schedule's."""
     decayed, spared, matrices = [], [], []
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2 or name in ("cls_token", "pos_embed"):
             spared.append(parameter)
         elif config.optimizer == "muon" and name.startswith("blocks.") and parameter.ndim == 2:
             matrices.append(parameter)
+        elif config.optimizer == "muon" and parameter.ndim == 4 and parameter.shape[1] > 3:
+            matrices.append(as_matrix(parameter))
         else:
             decayed.append(parameter)
     rest = [
@@ -114,10 +117,18 @@ def make_optimizers(model, config):
     optimizers = [torch.optim.AdamW(rest, lr=config.learning_rate, fused=True)]
     if config.optimizer == "muon":
         if not matrices:
-            raise UserError("--optimizer muon: the model has no matrices in blocks; choose adamw")
+            raise UserError("--optimizer muon: the model has no blocks and no second convolution; choose adamw")
         group = {"params": matrices, "scale": config.muon_lr / config.learning_rate}
         optimizers.append(torch.optim.Muon([group], lr=config.muon_lr, weight_decay=config.weight_decay))
     return optimizers
+
+
+def as_matrix(filters):
+    """The filters of a convolution, C x I x k x k, as the parameter C x Ikk that Muon takes: the same
+    numbers in the same memory, and so is its gradient."""
+    matrix = torch.nn.Parameter(filters.detach().view(len(filters), -1))
+    filters.register_post_accumulate_grad_hook(lambda filters: setattr(matrix, "grad", filters.grad.view_as(matrix)))
+    return matrix
 
 
 def make_average(model, decay):
@@ -334,8 +345,8 @@ def train_one_epoch(run, sets, stop):
                 torch.nn.utils.clip_grad_norm_(parameters, config.clip_grad)
             for optimizer in run.optimizers:
                 run.scaler.step(optimizer)
-                optimizer.zero_grad(set_to_none=True)
             run.scaler.update()
+            run.model.zero_grad(set_to_none=True)
             if run.average:
                 run.average.update_parameters(run.model)
 

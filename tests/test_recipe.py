@@ -83,17 +83,43 @@ def test_adamw_and_muon_learn(tmp_path, args):
     assert losses[-1] < 0.75 * losses[0]
 
 
-def test_muon_has_the_blocks_matrices_and_adamw_the_rest():
-    config = TrainConfig.create(TINY, optimizer="muon", muon_lr=0.02, learning_rate=1e-3)
+def test_muon_has_the_blocks_matrices_and_the_convolutions_behind_the_first():
+    config = TrainConfig.create(TINY, optimizer="muon", muon_lr=0.02, learning_rate=1e-3, stem="conv", stem_depth=2)
     model = config.build_model()
     adamw, muon = engine.make_optimizers(model, config)
     assert isinstance(muon, torch.optim.Muon) and isinstance(adamw, torch.optim.AdamW)
-    matrices = {id(p) for p in muon.param_groups[0]["params"]}
-    for name, parameter in model.named_parameters():
-        assert (id(parameter) in matrices) == (name.startswith("blocks.") and parameter.ndim == 2), name
+    memory = {p.data_ptr() for p in muon.param_groups[0]["params"]}
+    found = {name for name, parameter in model.named_parameters() if parameter.data_ptr() in memory}
+    assert {name for name in found if not name.startswith("blocks.")} == {
+        "patch_embed.stages.conv0_1.weight",
+        "patch_embed.stages.conv1.weight",
+    }
+    blocks = {name for name, p in model.named_parameters() if name.startswith("blocks.") and p.ndim == 2}
+    assert blocks <= found and len(found) == len(memory) == len(blocks) + 2
+    elsewhere = [p for group in adamw.param_groups for p in group["params"]]
+    assert len(elsewhere) + len(memory) == len(list(model.parameters()))
     assert muon.param_groups[0]["scale"] == 20
     with pytest.raises(UserError, match="muon"):
         engine.make_optimizers(torch.nn.Linear(2, 2), config)
+
+
+def test_muon_steps_a_convolution_as_the_flattened_matrix():
+    config = TrainConfig.create(TINY, optimizer="muon", stem="conv", stem_depth=2)
+    model = config.build_model()
+    muon = engine.make_optimizers(model, config)[1]
+    filters = model.patch_embed.stages.conv1.weight
+    by_hand = torch.nn.Parameter(filters.detach().flatten(1).clone())
+    other = torch.optim.Muon([by_hand], lr=config.muon_lr, weight_decay=config.weight_decay)
+    images = torch.randn(3, 8, config.in_chans, config.img_size, config.img_size)
+    for batch in images:  # the gradients of two backward passes add up, and are clipped together
+        for half in batch.split(4):
+            model(half).square().mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        by_hand.grad = filters.grad.flatten(1).clone()
+        muon.step()
+        other.step()
+        model.zero_grad(set_to_none=True)
+        torch.testing.assert_close(filters.detach().flatten(1), by_hand.detach(), rtol=0, atol=0)
 
 
 def test_clipping_bounds_the_step(tmp_path):
