@@ -107,7 +107,8 @@ class TrainConfig:
     optimizer: str = setting(
         "adamw",
         "recipe",
-        "muon: on the blocks' matrices and all convolutions but the first, AdamW elsewhere; sgd wants a weight_decay near 5e-4",
+        "muon: on the blocks' matrices and all convolutions but the first, AdamW elsewhere; sgd wants a weight_decay "
+        "near 5e-4",
         choices=("adamw", "muon", "sgd"),
     )
     muon_lr: float = setting(0.01, "recipe", "Muon's own peak, on the schedule of learning_rate", above=0, high=100)

@@ -536,6 +536,17 @@ KEPT = (
 )
 
 
+def newest(config):
+    """last.pt of the run of the config's name that began last (NAME, NAME-2, ... of claim_folders), or None."""
+    found, name, number = None, config.folder_name, 2
+    while any((Path(path) / name).is_dir() for path in (config.model_path, config.output_path)):
+        path = Path(config.model_path) / name / "last.pt"
+        found = path if path.is_file() else found
+        name = f"{config.folder_name}-{number}"
+        number += 1
+    return found
+
+
 def find_resume(config):
     """The checkpoint that config.resume names, read and compared with the config; None where the run
     starts anew. Sets the config's folders to those of the run that goes on.
@@ -544,8 +555,8 @@ def find_resume(config):
     """
     if config.resume is None:
         return None
-    path = config.checkpoint_folder / "last.pt" if config.resume == "auto" else Path(config.resume)
-    if config.resume == "auto" and not path.exists():
+    path = newest(config) if config.resume == "auto" else Path(config.resume)
+    if path is None:
         return None
     path = path / "last.pt" if path.is_dir() else path
     contents = checkpoint.read(path)

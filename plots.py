@@ -416,7 +416,8 @@ def differences(rows, path):
     axes.axvline(0, color="black", linewidth=1)
     axes.set_yticks(range(len(rows)), [f"{found['title']}\n- {found['vs']['title']}" for found in rows], fontsize=9)
     axes.set_ylim(len(rows) - 0.5, -0.7)
-    axes.set_xlabel("difference in test accuracy, points (95 % interval over images and seeds)")
+    over = "images and seeds" if any(found["vs"]["seeds"] > 1 for found in rows) else "images; one seed"
+    axes.set_xlabel(f"difference in test accuracy, points (95 % interval over {over})")
     axes.grid(alpha=0.3, axis="x")
     return save(figure, path)
 

@@ -489,8 +489,8 @@ def spread(values):
 
 def summarise(study, cells):
     """The rows of the table, dicts: of each row of the study with finished cells, then its ensemble of
-    seeds and its cross-validation. "vs" is the difference in test accuracy to the reference, where two
-    or more seeds of both are there: {"row", "difference", "ci95", "mcnemar_p" (the largest of the seeds)}."""
+    seeds and its cross-validation. "vs" is the difference in test accuracy to the reference, of the
+    seeds that both have: {"row", "title", "seeds" (how many), "difference", "ci95", "mcnemar_p" (the largest)}."""
     lines, right = [], {}  # title -> seed -> n: whether each test image was got right
     for row in study.rows():
         mine = [cell for cell in cells if cell["row"] == row.title and cell["kind"] == "seed"]
@@ -501,6 +501,7 @@ def summarise(study, cells):
             right[row.title] = dict(zip((cell["seed"] for cell in mine), predictions == labels))
         lines.append(line(row.title, row, "seeds", mine))
         if len(predictions) > 1:
+            lines[-1]["ci95"] = metrics.bootstrap_crossed(predictions == labels)
             mean = shares.mean(axis=0)
             loss = -np.log(mean[np.arange(len(labels)), labels].clip(1e-7)).mean()
             test = metrics.summary(labels, mean.argmax(-1), loss)
@@ -523,12 +524,13 @@ def summarise(study, cells):
         if other is None or not {row.title, other.title} <= set(right):
             continue
         seeds = sorted(set(right[row.title]) & set(right[other.title]))
-        if len(seeds) > 1:
+        if seeds:
             first, second = (np.stack([right[title][seed] for seed in seeds]) for title in (row.title, other.title))
             gaps = first.astype(np.int8) - second.astype(np.int8)
             rows[row.title]["vs"] = {
                 "row": rows[other.title]["number"],
                 "title": other.title,
+                "seeds": len(seeds),
                 "difference": float(gaps.mean()),
                 "ci95": metrics.bootstrap_crossed(gaps),
                 "mcnemar_p": max(metrics.mcnemar(a, b) for a, b in zip(first, second)),

@@ -42,8 +42,8 @@ def spread(found):
 
 COMPARISON_NOTE = """\
 Test: with the weights of the best epoch on validation, where there is a validation split, else of the last. Means ±
-standard deviations over the seeds; in parentheses 95 % intervals, of a single training over the images (Wilson), of
-differences over images and seeds. Final train: running accuracy of the last epoch, on augmented images."""
+standard deviations over the seeds; in parentheses 95 % intervals, over images and seeds by the bootstrap, of a single
+training over the images alone. Final train: running accuracy of the last epoch, on augmented images."""
 
 
 def comparison(lines):
@@ -94,9 +94,10 @@ def takeaways(lines):
         low, high = vs["ci95"]
         if low <= 0 <= high:
             return "with these seeds and images not to be told from none"
+        each = " in each seed" if vs["seeds"] > 1 else ""
         if vs["mcnemar_p"] < 0.001:
-            return "McNemar's p is below 0.001 in each seed"
-        return f"McNemar's p is up to {vs['mcnemar_p']:.3f}"
+            return f"McNemar's p is below 0.001{each}"
+        return f"McNemar's p is {'up to ' * bool(each)}{vs['mcnemar_p']:.3f}"
 
     most = max((found["train_size"] or 0) for found in plain)
     full = [found for found in plain if (found["train_size"] or 0) == most]

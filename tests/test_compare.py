@@ -17,6 +17,7 @@ from scipy.stats import binomtest
 import checkpoint
 import data
 import metrics
+import plots
 import results
 import study
 import tables
@@ -112,6 +113,11 @@ def test_the_table_is_what_the_predictions_say(compared, found):
     assert row["vs"]["ci95"][0] < gaps.mean() < row["vs"]["ci95"][1]
     assert row["vs"]["mcnemar_p"] == max(metrics.mcnemar(a, b) for a, b in zip(*right))
 
+    low, high = row["ci95"]
+    assert low < np.mean(accuracies) < high
+    told = f"± {100 * row['test']['accuracy']['sd']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+    assert told in tables.comparison([row])
+
     mean = (load(root, vit[0])[2] + load(root, vit[1])[2]) / 2
     together = rows["Vision Transformer, patch 2, 600 images, ensemble of 2 seeds"]
     assert together["test"]["accuracy"]["mean"] == pytest.approx((mean.argmax(-1) == labels).mean())
@@ -129,6 +135,25 @@ def test_the_table_is_what_the_predictions_say(compared, found):
     best = max((row for row in found["rows"] if row["train_size"] == 600 and row["kind"] == "seeds"),
                key=lambda row: row["test"]["accuracy"]["mean"])  # fmt: skip
     assert f"Highest test accuracy: {best['title']}," in text
+
+
+def test_one_seed_has_intervals_over_the_images(compared, found, monkeypatch, tmp_path):
+    monkeypatch.chdir(compared[0])
+    asked = Study.create(models=["vit", "simple_cnn"], dataset="digits", train_sizes=[600], patch_sizes=[2], seeds=[0])
+    cells = [cell for cell in found["cells"] if cell["seed"] == 0]
+    vit, cnn = study.summarise(asked, cells)
+    labels = load(compared[0], cells[0])[0]
+    right = [
+        load(compared[0], next(cell for cell in cells if cell["row"] == line["title"]))[1] == labels
+        for line in (vit, cnn)
+    ]
+    gaps = right[0].astype(int) - right[1]
+    assert cnn["vs"] is None and vit["vs"]["seeds"] == 1 and vit["vs"]["difference"] == gaps.mean()
+    half = 1.96 * gaps.std() / len(gaps) ** 0.5
+    assert vit["vs"]["ci95"] == pytest.approx([gaps.mean() - half, gaps.mean() + half], abs=0.1 * half)
+    assert vit["vs"]["mcnemar_p"] == metrics.mcnemar(*right)
+    assert not any("each seed" in sentence for sentence in tables.takeaways([vit, cnn]))
+    assert plots.differences([vit], tmp_path / "one.png").stat().st_size > 0
 
 
 def test_what_is_finished_is_not_run_again(compared, tmp_path):

@@ -145,6 +145,18 @@ def test_resume_auto_begins_anew_where_there_is_nothing(tmp_path):
     assert done.returncode == 0 and batches == 12 and "going on" not in done.stdout
 
 
+def test_resume_auto_finds_the_run_that_was_given_a_number(tmp_path):
+    (tmp_path / "output" / NAME).mkdir(parents=True)
+    (tmp_path / "output" / NAME / "report.json").write_text("{}")  # as a clone has it, without last.pt
+    done, _ = train(tmp_path, kind="batch", at=20)
+    assert done.returncode == -signal.SIGKILL and f"{NAME}-2" in done.stdout
+    done, batches = train(tmp_path, "--resume", "auto")
+    assert done.returncode == 0 and "going on after" in done.stdout and batches < 4 * 12
+    history = checkpoint.read(tmp_path / "model" / f"{NAME}-2" / "last.pt")["history"]
+    assert [row["epoch"] for row in history] == [1, 2, 3, 4]
+    assert not (tmp_path / "model" / f"{NAME}-3").exists()
+
+
 @pytest.mark.parametrize(
     "flags, words",
     [

@@ -216,6 +216,9 @@ def test_fit_trains_any_module_with_any_loaders(tmp_path):
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
     report = engine.fit(model, sets, config)
     assert report["parameters"] == 650 and report["train"]["accuracy"] > 0.2
+    other = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    other.load_state_dict(checkpoint.read(config.checkpoint_folder / "best.pt")["model"])  # as README says
+    assert torch.equal(other[1].weight, model[1].weight)
 
 
 def test_amp_follows_the_hardware(monkeypatch):
