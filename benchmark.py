@@ -64,7 +64,9 @@ def textbook(config):
 
 
 def timm_model(config):
-    """timm's VisionTransformer of the same architecture."""
+    """timm's VisionTransformer of the same architecture; ImportError where timm has none."""
+    if config.stem != "linear" or config.head != "linear" or config.pool == "seq" or config.drop_path_rate:
+        raise ImportError("a stem, a pooling, a head or stochastic depth of our own")
     from timm.models.vision_transformer import VisionTransformer
 
     names = ("img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads", "mlp_ratio")
@@ -129,9 +131,7 @@ def main():
     ours = config.build_model().to(device)
     candidates["ours"] = make_step(ours, engine.make_optimizers(ours, config)[0], images, labels, amp)
     plain = textbook(config).to(device)
-    unfused = torch.optim.AdamW(
-        plain.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, foreach=False
-    )
+    unfused = torch.optim.AdamW(plain.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     candidates["textbook"] = make_step(plain, unfused, images, labels, None)
     with contextlib.suppress(ImportError):
         theirs = timm_model(config).to(device)

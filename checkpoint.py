@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import os
 import pickle
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,7 +82,10 @@ def save(path, model, config, *, classes, mean, std, history, **more):
 def write(path, contents):
     """Write a dict of tensors and plain values beside `path`, then rename it into place."""
     with replacing(path) as part, open(part, "wb") as file:
-        torch.save(contents, file)
+        try:
+            torch.save(contents, file)
+        except RuntimeError as error:  # so the zip writer calls a full disk
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
         file.flush()
         os.fsync(file.fileno())
 
@@ -100,7 +104,7 @@ def read(path):
             f"{path} holds more than weights: pickled Python, which is refused and was not run; "
             "where you trust it, save its state dict: torch.save(model.state_dict(), 'weights.pt')"
         ) from None
-    except (KeyError, IndexError, AttributeError, EOFError):  # what torch makes of other files
+    except (LookupError, AttributeError, EOFError, AssertionError, struct.error):  # what torch makes of other files
         raise UserError(f"{path} is no whole checkpoint; check --model_path, or copy it again") from None
     except (RuntimeError, OSError, ValueError) as error:
         reason = str(error).split("\n")[0]
@@ -145,7 +149,7 @@ class Checkpoint:
             settings["data_path"] = self.config.data_path
         config = dataclasses.replace(self.config, **settings)
         if config.dataset == "folder":
-            classes = FolderIndex(config.data_path, config.seed).classes
+            classes = FolderIndex(config.data_path).classes
             if classes != self.classes:
                 raise UserError(
                     f"--data_path {config.data_path} has the classes {', '.join(classes)}, "
@@ -325,7 +329,8 @@ def _load_foreign(path, contents, dataset, given):
     if len(classes) != known["num_classes"]:
         raise UserError(f"--dataset {dataset} has {len(classes)} classes, {path} has {known['num_classes']}")
     config = TrainConfig(**{**model_args, "dataset": dataset, "drop_rate": 0.0})
-    half = in_chans * (0.5,)  # both layouts are trained on (image - 0.5) / 0.5
+    half = in_chans * (0.5,)
+    notes.append("the file does not say how images were normalised: taken to be (image - 0.5) / 0.5")
     model = _fill(path, "vit", model_args, state)
     return Checkpoint(Path(path), model, config, tuple(classes), half, half, [], {}, tuple(notes))
 

@@ -173,7 +173,7 @@ class TrainConfig:
             if foreign and value != defaults.get(name, FIELDS[name].default):
                 raise UserError(f"{flag(name)} {value}: {model} has no such setting; leave it out")
         config = cls(**{**defaults, **given})
-        info = describe(dataset, config.data_path, config.seed)
+        info = describe(dataset, config.data_path)
         config._fill_in(info)
         config._check(info)
         return config

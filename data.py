@@ -100,6 +100,9 @@ DATASETS = {
 }
 
 
+TEST_SEED = 0  # of what is cut off for testing: the same images, whatever the seed of a training
+
+
 # ---------------------------------------------------------------------------------------- reading
 
 
@@ -119,7 +122,7 @@ def read_digits(data_path, train):
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    order = stratified_order(bunch.target, seed=0)
+    order = stratified_order(bunch.target, TEST_SEED)
     mine = np.sort(order[360:] if train else order[:360])
     images = (bunch.images[mine] * (255 / 16)).round().astype(np.uint8)
     return torch.from_numpy(images)[:, None], torch.from_numpy(bunch.target[mine]).long()
@@ -168,6 +171,8 @@ def download_cifar(name, data_path):
         cifar(workshop, download=True)  # downloads with a progress bar, checks the md5, unpacks
         (workshop / cifar.base_folder).rename(folder)
     except (OSError, RuntimeError) as error:
+        if folder.exists():  # of another process, which was faster
+            return download_cifar(name, data_path)
         raise UserError(
             f"{name} could not be had from {cifar.url} ({error}); put the archive by hand at {archive}, "
             "or train without a download: --dataset digits"
@@ -197,12 +202,12 @@ class FolderIndex:
     "val" and "test" to lists of (path, class index); "val" is None where it is to be cut from train.
 
     DIR/train/CLASS/* with DIR/val or DIR/test: the one that is there is the test split; of both, val/
-    is the validation split. Or one tree, DIR/CLASS/*: a seeded, stratified fifth is the test split.
+    is the validation split. Or one tree, DIR/CLASS/*: a stratified fifth, always the same, is the test split.
 
     Raises UserError where there are no classes, an empty one, or one that train/ does not know.
     """
 
-    def __init__(self, data_path, seed):
+    def __init__(self, data_path):
         root = Path(data_path)
         if not root.is_dir():
             raise UserError(f"--data_path {root} is not a folder; give one with a folder of images for each class")
@@ -223,7 +228,7 @@ class FolderIndex:
             }
         else:
             files = self._list(root)
-            order = stratified_order([label for _, label in files], seed)
+            order = stratified_order([label for _, label in files], TEST_SEED)
             n_test = round(len(files) / 5)
             held_out, kept = sorted(order[:n_test]), sorted(order[n_test:])
             self.splits = {"train": [files[i] for i in kept], "val": None, "test": [files[i] for i in held_out]}
@@ -402,6 +407,7 @@ class FileBatches(TensorBatches):
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             collate_fn=_stack_pixels,
+            generator=torch.Generator(),  # for the workers' seeds: the global one is the training's
         )
         for pixels in loader:
             yield pixels.to(self.labels.device, non_blocking=True)
@@ -419,11 +425,11 @@ class Splits:
     std: tuple
 
 
-def describe(dataset, data_path, seed):
+def describe(dataset, data_path):
     """What is known of a set before it is read; the classes of a folder are those below it."""
     if dataset != "folder":
         return DATASETS[dataset]
-    return dataclasses.replace(DATASETS["folder"], classes=FolderIndex(data_path, seed).classes)
+    return dataclasses.replace(DATASETS["folder"], classes=FolderIndex(data_path).classes)
 
 
 def load(config, splits=("train", "val", "test"), *, mean=None, std=None):
@@ -434,8 +440,8 @@ def load(config, splits=("train", "val", "test"), *, mean=None, std=None):
     with config.folds, one of as many such parts.
     Raises UserError where the set cannot be had.
     """
-    info, device = describe(config.dataset, config.data_path, config.seed), config.pick_device()
-    index = FolderIndex(config.data_path, config.seed).splits if config.dataset == "folder" else None
+    info, device = describe(config.dataset, config.data_path), config.pick_device()
+    index = FolderIndex(config.data_path).splits if config.dataset == "folder" else None
 
     def read(split):
         """(images or None, labels, files or None) of the official training or test images."""
@@ -443,10 +449,10 @@ def load(config, splits=("train", "val", "test"), *, mean=None, std=None):
             return decode(index[split], config, split)
         return *read_split(config.dataset, config.data_path, train=split == "train"), None
 
-    def subset(labels, n, what):
+    def subset(labels, n, what, seed):
         if n is not None and n > len(labels):
             raise UserError(f"--num_{what}_images {n}: {config.dataset} has {len(labels)}; leave the flag out for all")
-        return torch.from_numpy(stratified_order(labels, config.seed)[:n])
+        return torch.from_numpy(stratified_order(labels, seed)[:n])
 
     def batches(source, chosen, augment=None):
         """The images at the places `chosen`, as batches."""
@@ -464,7 +470,7 @@ def load(config, splits=("train", "val", "test"), *, mean=None, std=None):
     chosen = {}  # split -> (where from, which places)
     if "train" in splits or "val" in splits:
         source = read("train")
-        places = subset(source[1], config.num_train_images, "train")
+        places = subset(source[1], config.num_train_images, "train", config.seed)
         own = index["val"] if index and config.val_split and not config.folds else None
         share = 0 if own else 1 / config.folds if config.folds else config.val_split
         first, last = (round(len(places) * share * i) for i in (config.fold, config.fold + 1))
@@ -477,7 +483,7 @@ def load(config, splits=("train", "val", "test"), *, mean=None, std=None):
             chosen["val"] = source, torch.arange(len(source[1]))
     if "test" in splits:
         source = read("test")
-        chosen["test"] = source, subset(source[1], config.num_test_images, "test").sort().values
+        chosen["test"] = source, subset(source[1], config.num_test_images, "test", TEST_SEED).sort().values
 
     if info.mean:
         mean = mean or channel_statistics(info.mean, config.in_chans)
@@ -498,7 +504,7 @@ def test_image(config, index):
     """(PIL image, label) of one image of the test split, by its place in the official order; UserError
     with the range where it is not there."""
     if config.dataset == "folder":
-        files = FolderIndex(config.data_path, config.seed).splits["test"]
+        files = FolderIndex(config.data_path).splits["test"]
         labels = [label for _, label in files]
     else:
         images, labels = read_split(config.dataset, config.data_path, train=False)

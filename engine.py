@@ -253,7 +253,13 @@ class Run:
             self.model.load_state_dict(training["raw_model"])
             self.average.n_averaged.fill_(training["averaged"])
         for optimizer, state in zip(self.optimizers, training["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
+            asked = [{name: group[name] for name in ("weight_decay", "scale")} for group in optimizer.param_groups]
+            try:
+                optimizer.load_state_dict(state)
+            except ValueError as error:
+                raise UserError(f"--resume: its optimiser is of another version ({error}); start anew") from None
+            for group, own in zip(optimizer.param_groups, asked):
+                group.update(own)
         self.scaler.load_state_dict(training["scaler"])
         set_generator_states(training["generators"], self.device)
 
@@ -537,7 +543,7 @@ KEPT = (
 
 
 def newest(config):
-    """last.pt of the run of the config's name that began last (NAME, NAME-2, ... of claim_folders), or None."""
+    """The last of NAME/last.pt, NAME-2/last.pt, ... (the names of claim_folders), or None."""
     found, name, number = None, config.folder_name, 2
     while any((Path(path) / name).is_dir() for path in (config.model_path, config.output_path)):
         path = Path(config.model_path) / name / "last.pt"
@@ -558,7 +564,7 @@ def find_resume(config):
     path = newest(config) if config.resume == "auto" else Path(config.resume)
     if path is None:
         return None
-    path = path / "last.pt" if path.is_dir() else path
+    path = path / "last.pt" if path.is_dir() else path.absolute()
     contents = checkpoint.read(path)
     if not isinstance(contents, dict) or "optimizers" not in contents.get("training", {}):
         raise UserError(f"--resume {path} holds weights without the state of a training; --init_from starts from them")
@@ -590,6 +596,16 @@ def check(config):
         checkpoint.read(config.init_from)
 
 
+def check_last_batch(model, sets, config):
+    """UserError where the last batch of an epoch is a single image, with which batch norm cannot do."""
+    n = len(getattr(sets.train, "labels", ()))
+    if n % config.batch_size == 1 and any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()):
+        raise UserError(
+            f"--batch_size {config.batch_size}: of {n} training images the last batch has one, with which batch norm "
+            "cannot do; choose another size"
+        )
+
+
 # -------------------------------------------------------------------------------------------- the fit
 
 
@@ -608,6 +624,7 @@ def fit(model, sets, config):
     """
     device = config.pick_device()
     amp = pick_amp(device, config.amp)
+    check_last_batch(model, sets, config)
     resumed = find_resume(config)
     make_folders(config) if resumed else claim_folders(config)
     models, outputs = config.checkpoint_folder, config.output_folder
@@ -626,6 +643,7 @@ def fit(model, sets, config):
         scaler=torch.amp.GradScaler(device.type, enabled=amp == torch.float16),
         average=make_average(model, config.ema_decay) if config.ema_decay else None,
         progress=Progress(),
+        forward=try_compile(model, next(iter(sets.train))[0], amp) if config.compile else model,
     )
     progress = run.progress
     if resumed:
@@ -638,10 +656,8 @@ def fit(model, sets, config):
         print(f"{config.folder_name} is finished: {progress.epoch} epochs, {models / 'best.pt'}")
         return json.loads((outputs / "report.json").read_text())
     progress.finished = False
-    began = time.perf_counter() - progress.wall
+    began = time.perf_counter() - progress.wall - progress.seconds
 
-    with checkpoint.replacing(outputs / "config.yaml") as part:
-        part.write_text(yaml.safe_dump(vars(config), sort_keys=False))
     print(
         f"{config.folder_name}: {count_parameters(model):,} parameters on {describe_hardware(device)}, "
         f"{str(amp).removeprefix('torch.') if amp else 'float32'}, seed {config.seed}"
@@ -669,13 +685,12 @@ def fit(model, sets, config):
                 print(f"from here on with {flag(name)} {now}, until now {before}")
     else:
         run.save("last.pt", sets)  # so that there is one, and a full disk is found before the first epoch
-    run.forward = model
-    if config.compile:
-        run.forward = try_compile(model, next(iter(sets.train))[0], amp)
+    with checkpoint.replacing(outputs / "config.yaml") as part:
+        part.write_text(yaml.safe_dump(vars(config), sort_keys=False))
 
     pictures = snapshots.Snapshots(config, sets, model, progress.epoch)
     steps = len(sets.train)
-    run.tracker = tracking.Tracker(config, outputs, progress.epoch * steps + progress.step)
+    run.tracker = tracking.Tracker(config, outputs, progress.epoch * steps + progress.step + 1 if resumed else 0)
     with contextlib.closing(run.tracker), stop_at_signal() as stop:
         while progress.epoch < config.epochs and not out_of_patience(config, progress):
             train_loss, train_accuracy = train_one_epoch(run, sets, stop)
@@ -705,16 +720,18 @@ def fit(model, sets, config):
             progress.loss_sum, progress.correct, progress.seen, progress.seconds = 0.0, 0, 0, 0.0
             progress.wall = time.perf_counter() - began
 
+            if val:
+                progress.waited = 0 if val["loss"] < progress.best_loss else progress.waited + 1
+                progress.best_loss = min(progress.best_loss, val["loss"])
+
             # pictures
-            if progress.epoch % config.visualize_every_n_epochs == 0 or progress.epoch == config.epochs:
+            ends = progress.epoch == config.epochs or out_of_patience(config, progress)
+            if ends or progress.epoch % config.visualize_every_n_epochs == 0:
                 for kind, path in pictures.take(run.evaluated, progress.epoch).items():
                     run.tracker.picture(progress.epoch * steps, kind, path)
                     print(path)
 
-            # best, last and periodic checkpoints; early stopping
-            if val:
-                progress.waited = 0 if val["loss"] < progress.best_loss else progress.waited + 1
-                progress.best_loss = min(progress.best_loss, val["loss"])
+            # best, last and periodic checkpoints
             best = progress.best
             if not val or best is None or (val["accuracy"], -val["loss"]) > (best["accuracy"], -best["loss"]):
                 progress.best, progress.best_epoch = val, progress.epoch

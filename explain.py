@@ -5,7 +5,7 @@ the side of their grid, P = G * G.
     seen = attention_from(attention, pool_weights(model, hidden))    # B x L x H x N: where CLS looks
     maps = to_grid(seen[:, -1].mean(1))                              # B x G x G: last block, mean head
 
-"From" and "to" are about the token that the head reads: CLS, or, where a model has none, the tokens in
+"From" and "to" are about the token that the head reads: CLS, or, with another pooling, the tokens in
 the shares in which they are pooled (pool_weights).
 """
 
@@ -100,12 +100,12 @@ def rollout(attention, *, residual=True):
 def attention_gradients(model, images, targets=None):
     """(attention, gradients, pooling): the first two B x L x H x N x N, the gradients those of each
     image's logit for its class in `targets` (int64 B; the likeliest where None); pooling, B x N, is
-    (gradient * weight)+ of pool_weights, or 1 for CLS where there is one."""
+    (gradient * weight)+ of pool_weights, or, with pool "cls", 1 for CLS."""
     with torch.enable_grad():
         logits, _, hidden = model(images, return_attention=True, return_hidden=True)
         maps = [hidden[f"blocks.{i}.attention"] for i in range(len(model.blocks))]
         targets = logits.argmax(-1) if targets is None else targets
-        gradients = torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), maps, retain_graph=True)
+        gradients = torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), maps)
 
         weights = pool_weights(model, hidden).detach()
         if model.pool != "cls":
@@ -167,7 +167,8 @@ def grad_cam(model, images, targets=None, *, layer=None, block=None, relu=True):
 
 
 def blur(images):
-    """The images, so blurred that classes are hard to tell: a Gaussian of a sixth of the side."""
+    """The images, so blurred that classes are hard to tell: a Gaussian of a sixth of the side, cut off at
+    one and a half of it, which leaves a standard deviation of about an eighth of the side."""
     side = images.shape[-1]
     return v2.functional.gaussian_blur(images, kernel_size=2 * (side // 4) + 1, sigma=side / 6)
 
@@ -178,14 +179,16 @@ def removal_curve(model, images, baseline, order, targets, steps=16):
     `baseline`: B x (steps + 1), from none to all of them, in `order` (int64 B x P).
 
     With the most important patches first this is the deletion curve of Petsiuk et al.
-    (arXiv:1806.07421, section 3.2); with images and baseline exchanged, the insertion curve.
+    (arXiv:1806.07421, section 3.2); with images and baseline exchanged, the insertion curve. Of fewer
+    patches than steps there is a step for each.
     """
     B, P = order.shape
+    steps = min(steps, P)
     rank = order.argsort(dim=1).view(B, 1, math.isqrt(P), -1)  # each patch's place in the order
     rank = nn.functional.interpolate(rank.float(), size=images.shape[-2:])
     curve = []
     for step in range(steps + 1):
-        mixed = torch.where(rank < P * step / steps, baseline, images)
+        mixed = torch.where(rank < round(P * step / steps), baseline, images)
         curve.append(model(mixed).float().softmax(-1).gather(1, targets[:, None]).squeeze(1))
     return torch.stack(curve, dim=1)
 

@@ -17,6 +17,7 @@ Shapes: B batch, N tokens (CLS first, then patches), D width (embed_dim), H head
 C classes, G patches along one side, P = G * G patches.
 """
 
+import contextlib
 import math
 
 import torch
@@ -34,9 +35,10 @@ def pick_device(name="auto"):
     there = [key for key, here in present.items() if here]
     if name == "auto":
         return torch.device(there[0])
-    if name.split(":")[0] not in there:
-        raise ValueError(f"device {name!r} is not here; this machine has: {', '.join(there)}")
-    return torch.device(name)
+    with contextlib.suppress(RuntimeError):  # what torch says to "cpu:x"
+        if name.split(":")[0] in there:
+            return torch.device(name)
+    raise ValueError(f"device {name!r} is not here; this machine has: {', '.join(there)}")
 
 
 class Dropout(nn.Dropout):

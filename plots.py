@@ -11,9 +11,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from checkpoint import replacing
 
-# Of Okabe and Ito, distinguishable to all (black and grey added); markers tell apart what colours repeat
+# Of Okabe and Ito, distinguishable to all (grey and brown added); markers tell apart what colours repeat
 COLOURS = "#0072B2 #E69F00 #009E73 #D55E00 #CC79A7 #56B4E9 #F0E442 #000000 #999999 #7A3E00".split()
 MARKERS = "o^sDvPX*<>"
+
+
+def style(i):
+    """Colour and marker of the i-th of several series."""
+    return dict(color=COLOURS[i % len(COLOURS)], marker=MARKERS[i // len(COLOURS) % len(MARKERS)])
 
 
 def save(figure, path):
@@ -81,7 +86,7 @@ def confusion_matrix(counts, classes, path, title=""):
     return save(figure, path)
 
 
-def prediction(image, values, title, path, *, words="CLS attention, last block"):
+def prediction(image, values, title, path, *, words):
     """A PIL image, and beside it the same image under a map G x G called `words`; alone where the map
     is None."""
     panels = 1 if values is None else 2
@@ -258,16 +263,23 @@ def hidden_name(layer, part):
 def hidden_tiles(hidden, layer, side):
     """Tiles for one image's hidden values (name -> N x D) at a layer: root mean square over the width,
     on the grid; a CLS token's is in the caption."""
-    tiles = []
-    for part in HIDDEN:
-        values = np.asarray(hidden[hidden_name(layer, part)])  # N x D
-        size = np.sqrt((values**2).mean(-1))  # N
-        grid = int(len(size) ** 0.5)
-        patches = size[len(size) - grid**2 :]
-        words = f"{part} of layer {layer}\n{patches.min():.2f} to {patches.max():.2f}"
-        words += f", CLS {size[0]:.2f}" if len(size) > grid**2 else ""
-        tiles.append((words, enlarge(shade(patches.reshape(grid, grid)), side)))
-    return tiles
+    return [size_tile(hidden[hidden_name(layer, part)], f"{part} of layer {layer}", side) for part in HIDDEN]
+
+
+def embedded_tiles(image, hidden, side):
+    """The row above those of hidden_tiles: the image and its embedded patches."""
+    first = [("image", enlarge(image, side)), size_tile(hidden["patch_embed"], "patch_embed", side)]
+    return first + [None] * (len(HIDDEN) - len(first))
+
+
+def size_tile(values, words, side):
+    """A tile for values N x D."""
+    size = np.sqrt((np.asarray(values) ** 2).mean(-1))  # N
+    grid = int(len(size) ** 0.5)
+    patches = size[len(size) - grid**2 :]
+    words += f"\n{patches.min():.2f} to {patches.max():.2f}"
+    words += f", CLS {size[0]:.2f}" if len(size) > grid**2 else ""
+    return words, enlarge(shade(patches.reshape(grid, grid)), side)
 
 
 # -------------------------------------------------------------------------------------- other figures
@@ -280,8 +292,7 @@ def scatter(axes, points, labels, classes):
         mine = points[labels == i]
         if not len(mine):
             continue
-        style = dict(color=COLOURS[i % len(COLOURS)], marker=MARKERS[i // len(COLOURS) % len(MARKERS)])
-        axes.scatter(*mine.T, s=size, alpha=0.6, linewidths=0, label=name, **style)
+        axes.scatter(*mine.T, s=size, alpha=0.6, linewidths=0, label=name, **style(i))
         if not few:
             axes.text(*np.median(mine, axis=0), name, fontsize=6, ha="center")
     axes.set(xticks=[], yticks=[])
@@ -321,8 +332,8 @@ def faithfulness(curves, title, path):
     panels = figure.subplots(2, len(curves) // 2, squeeze=False).flat
     for axes, ((baseline, kind), named) in zip(panels, curves.items()):
         for i, (name, values) in enumerate(named.items()):
-            style = dict(color="black", linestyle="--") if name == "random" else dict(color=COLOURS[i])
-            axes.plot(np.linspace(0, 100, len(values)), values, label=name, **style)
+            look = dict(color="black", linestyle="--") if name == "random" else dict(color=COLOURS[i])
+            axes.plot(np.linspace(0, 100, len(values)), values, label=name, **look)
         axes.set(xlabel=f"patches {'removed' if kind == 'deletion' else 'shown'}, %", ylabel="probability", ylim=(0, 1))
         axes.set_title(f"{kind}, {baseline}: {'lower' if kind == 'deletion' else 'higher'} is better", fontsize=10)
         axes.grid(alpha=0.3)
@@ -332,11 +343,6 @@ def faithfulness(curves, title, path):
 
 
 # ------------------------------------------------------------------------------ of several models
-
-
-def style(i):
-    """Colour and marker of the i-th of several series."""
-    return dict(color=COLOURS[i % len(COLOURS)], marker=MARKERS[i // len(COLOURS) % len(MARKERS)])
 
 
 def comparison(rows, path):

@@ -33,14 +33,10 @@ def percent(share, digits=2):
     return f"{100 * share:.{digits}f}"
 
 
-def duration(seconds):
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-
-
 def command_of(name, report):
-    """What to type: the run's config where it has one, else its command without the paths."""
+    """What to type: the run's config where it was made with that, else its command without the paths."""
     config = Path("configs") / f"{name}.yaml"
-    if config.exists():
+    if f"configs/{name}.yaml" in report["command"]:
         return f"[`{config}`]({config})"
     words = re.sub(r" --(data_path|output_path|model_path|folder_name|resume) \S+", "", report["command"])
     return f"`{words}`"
@@ -73,7 +69,7 @@ def row(folder):
         f"{test['loss']:.3f}",
         report["hardware"],
         f"{report['images_per_second']:.0f}",
-        duration(report["seconds"]),
+        tables.duration(report["seconds"]),
     )
 
 
@@ -83,17 +79,14 @@ def weights(folder, models):
     if not file.exists():
         return []
     contents = file.read_bytes()
-    return [f"| `{file.as_posix()}` | {len(contents) / 1e6:.1f} MB | `{hashlib.sha256(contents).hexdigest()}` |"]
+    return [(f"`{file.as_posix()}`", f"{len(contents) / 1e6:.1f} MB", f"`{hashlib.sha256(contents).hexdigest()}`")]
 
 
 def table(folders, models=Path("model")):
     """Both tables as markdown."""
-    lines = [HEADS, ("---",) * len(HEADS), *(row(folder) for folder in folders)]
-    text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+    text = tables.markdown([HEADS, *(row(folder) for folder in folders)])
     files = [line for folder in folders for line in weights(folder, models)]
-    if files:
-        text += "\n| weights | size | sha256 |\n| --- | --- | --- |\n" + "\n".join(files) + "\n"
-    return text
+    return text + ("\n" + tables.markdown([("weights", "size", "sha256"), *files]) if files else "")
 
 
 KINDS = {

@@ -1,9 +1,10 @@
 """Pictures of the same few images while a model learns: the --visualizers of train.py.
 
 token_attn_maps: where four patches of the first image look; cls_heatmap: where the CLS token looks
-(explain.describe_pool, where there is none); hidden: values inside the blocks; cls_dim_reduction: what
-the head reads of up to 1,000 images, in two dimensions, by class. The images are from the validation
-split, or, without one, from the training images, not augmented.
+(or what the model pools instead, explain.describe_pool); hidden: values inside the blocks, of the first
+image; cls_dim_reduction: what the head reads of up to 1,000 images, in two dimensions, by class, with
+axes of each epoch's own. The images are from the validation split, or, without one, from the training
+images, not augmented.
 """
 
 import re
@@ -101,7 +102,7 @@ class Snapshots:
         return seen
 
     def hidden(self, model, title, path):  # layers x len(plots.HIDDEN) x N x D
-        tiles = []
+        tiles = plots.embedded_tiles(self.pictures[0], self.values, 112)
         for layer in self.config.visualize_layers:
             tiles += plots.hidden_tiles(self.values, layer, 112)
         words = f"{title}: root mean square of each token over the width"
@@ -118,7 +119,7 @@ class Snapshots:
         features = torch.cat([explain.features(model, batch) for batch in images.split(250)]).cpu().numpy()
         pca = PCA(2, random_state=0)
         points = pca.fit_transform(features)
-        words = f"PCA, {pca.explained_variance_ratio_.sum():.0%} of the variance"
+        words = f"PCA of this epoch, {pca.explained_variance_ratio_.sum():.0%} of the variance"
         labels = labels.cpu().numpy()
         plots.embeddings([(words, points)], labels, self.classes, f"{title}: {self.pooled} by class", path)
         return features

@@ -9,7 +9,6 @@ order, augmentation, shape of the schedule and epochs; each model has a learning
 chosen on validation. A finished cell lies in OUTPUT_PATH/NAME/CELL and is never run again.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import itertools
@@ -18,6 +17,8 @@ import math
 import multiprocessing
 import os
 import re
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,8 +88,15 @@ class Study:
                 own[name] = number(name, own[name], low=2 if name == "folds" else 1)
         if "learning_rates" in own:
             own["learning_rates"] = several("learning_rates", own["learning_rates"], "learning_rate")
+        if "name" in own:
+            own["name"] = str(own["name"])
+        if not isinstance(own.get("no_test", False), bool):
+            raise UserError(f"no_test {own['no_test']}: write true or false")
         own["grid"] = read_grid(own.get("grid", {}))
-        own["variants"] = {str(words): read_settings(changes) for words, changes in own.get("variants", {}).items()}
+        variants = own.get("variants", {})
+        if not isinstance(variants, dict) or not all(isinstance(changes, dict) for changes in variants.values()):
+            raise UserError("variants: write WORDS: {SETTING: VALUE}, a line each")
+        own["variants"] = {str(words): read_settings(changes) for words, changes in variants.items()}
         study = cls(**own, settings=settings)
         study._check()
         return study
@@ -104,7 +112,10 @@ class Study:
                 raise UserError(f"--seeds {self.seeds[0]}: --reference asks for intervals over seeds; give two or more")
         if Path(self.name).name != self.name or self.name in (".", ".."):
             raise UserError(f"--folder_name {self.name!r}: give a plain name; --output_path says where")
+        slugs = [row.slug for row in self.rows()]
         for row in self.rows():
+            if slugs.count(row.slug) > 1:
+                raise UserError(f"{row.title!r} is there twice, or differs in signs alone; name or choose another")
             size = self.config(row, seed=self.seeds[0]).img_size  # and whatever TrainConfig refuses
             if row.model == "vit" and any(size % patch for patch in self.patch_sizes):
                 wrong = next(patch for patch in self.patch_sizes if size % patch)
@@ -229,6 +240,7 @@ def several(name, values, kind):
 def read_grid(raw):
     """--grid as a dict setting -> values, of ["FLAG=V1,V2", ...] or of a dict."""
     if not isinstance(raw, dict):
+        raw = list(map(str, raw)) if isinstance(raw, list | tuple) else [str(raw)]
         for text in raw:
             if "=" not in text:
                 raise UserError(f"--grid {text}: write FLAG=VALUE,VALUE")
@@ -275,19 +287,27 @@ def plan(study, rates):
     """Every cell of the study, those of seeds first; `rates` is a dict model -> learning rate."""
     cells = []
     for row in study.rows():
-        rate = {"learning_rate": rates[row.model]} if row.model in rates else {}
+        rate = chosen_rate(study, row, rates)
         for seed in study.seeds:
             name = f"{row.slug}-seed{seed}"
             config = study.config(row, seed=seed, folder_name=name, **{**rate, **row.settings})
             cells.append(Cell(name, row, "seed", config, not study.no_test))
     for row in study.rows() if study.folds else ():
-        rate = {"learning_rate": rates[row.model]} if row.model in rates else {}
+        rate = chosen_rate(study, row, rates)
         for fold in range(study.folds):
             name = f"{row.slug}-fold{fold}of{study.folds}"
             more = dict(folder_name=name, folds=study.folds, fold=fold)
             config = study.config(row, seed=study.seeds[0], **{**rate, **row.settings, **more})
             cells.append(Cell(name, row, "fold", config, False))
     return cells
+
+
+def chosen_rate(study, row, rates):
+    """The learning rate of a row's model as settings, with a min_lr that is not above it."""
+    if row.model not in rates:
+        return {}
+    rate = rates[row.model]
+    return {"learning_rate": rate, "min_lr": min(rate, study.settings.get("min_lr", TrainConfig.min_lr))}
 
 
 def trials(study):
@@ -356,14 +376,15 @@ def finished(study, cell, *, but=()):
                 f"{study.folder} holds another study: {cell.name} had {flag(name)} {was}, not {value}; give another "
                 "--folder_name"
             )
-    return json.loads((folder / "cell.json").read_text()) if (folder / "cell.json").exists() else None
+    result = json.loads((folder / "cell.json").read_text()) if (folder / "cell.json").exists() else {}
+    return result if result and (result["test"] or not cell.test) else None
 
 
 def refuse_others(study):
     """UserError where the folder holds cells of other settings, or finished ones that the study does not have."""
     cells = [*plan(study, {}), *trials(study)]
     for cell in cells:
-        finished(study, cell, but=("learning_rate",))  # which is chosen later
+        finished(study, cell, but=("learning_rate", "min_lr"))  # which are chosen later
     known = {cell.name for cell in cells}
     for file in sorted(study.folder.glob("*/cell.json")):
         if file.parent.name not in known and not file.parent.name.startswith("trial-"):
@@ -402,14 +423,20 @@ def run_cells(study, cells, failed):
             return done
         threads = max(1, len(os.sched_getaffinity(0)) // study.jobs) if hasattr(os, "sched_getaffinity") else 1
         context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(study.jobs, context, torch.set_num_threads, (threads,)) as pool:
-            try:
-                futures = {pool.submit(run_quietly, cell): cell for cell in waiting}
-                for future in concurrent.futures.as_completed(futures):
-                    settle(futures[future], future.result)
-            except KeyboardInterrupt:
-                pool.shutdown(cancel_futures=True)
-                raise
+        while waiting:  # a second time where a process was killed, and its pool with it
+            running = {}
+            with (
+                contextlib.suppress(BrokenProcessPool),
+                ProcessPoolExecutor(study.jobs, context, torch.set_num_threads, (threads,)) as pool,
+            ):
+                while waiting or running:
+                    while waiting and len(running) < study.jobs:  # no more, so that Ctrl-C finds none in a queue
+                        future = pool.submit(run_quietly, waiting[0])
+                        running[future] = waiting.pop(0)
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        settle(running.pop(future), future.result)
+            for future, cell in running.items():
+                settle(cell, future.result)
     return done
 
 
@@ -498,7 +525,7 @@ def summarise(study, cells):
             continue
         labels, predictions, shares = tested(study, mine)
         if len(predictions):
-            right[row.title] = dict(zip((cell["seed"] for cell in mine), predictions == labels))
+            right[row.title] = dict(zip((cell["seed"] for cell in mine if cell["test"]), predictions == labels))
         lines.append(line(row.title, row, "seeds", mine))
         if len(predictions) > 1:
             lines[-1]["ci95"] = metrics.bootstrap_crossed(predictions == labels)
@@ -596,7 +623,7 @@ def figures(study, cells, lines):
     best = {model: best_row(lines, model) for model in study.models}
     best = {model: found for model, found in best.items() if found}
     classes = data.describe(
-        study.settings.get("dataset", "cifar10"), study.settings.get("data_path", TrainConfig.data_path), study.seeds[0]
+        study.settings.get("dataset", "cifar10"), study.settings.get("data_path", TrainConfig.data_path)
     ).classes
     for model, found in best.items():
         labels, predictions, _ = tested(study, [by_name[name] for name in found["cells"]])

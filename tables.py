@@ -27,6 +27,10 @@ def faithfulness(report):
     return markdown(lines)
 
 
+def duration(seconds):
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
 def points(share):
     """A difference of shares in percentage points."""
     return f"{100 * share:+.1f}"
@@ -74,7 +78,7 @@ def comparison(lines):
                 if vs
                 else "",
                 f"{found['images_per_second']:.0f}" if found["images_per_second"] else "",
-                f"{found['seconds']:.0f} s" if found["seconds"] < 120 else f"{found['seconds'] / 60:.0f} min",
+                duration(found["seconds"]),
             )
         )
     return markdown(rows)

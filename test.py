@@ -63,7 +63,7 @@ def test_split(found, config, folder):
     began = time.perf_counter()
     batches = data.load(config, splits=("test",), mean=found.mean, std=found.std).test
     device = batches.labels.device
-    amp = engine.pick_amp(device, config.amp)
+    amp = engine.pick_amp(device, "off" if config.amp == "off" else "auto")  # the device may be another one
     labels, logits = engine.predict_all(found.model, batches, amp, "test")
     seconds = time.perf_counter() - began
     predictions = logits.argmax(-1)

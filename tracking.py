@@ -21,7 +21,8 @@ def check(backend):
 class Tracker:
     """Sends scalars and pictures to the backends that the config names.
 
-    step: the first step that is to be logged; what an interrupted run logged from there on is dropped.
+    step: the first step that is to be logged; what an interrupted run logged from there on is dropped
+    from TensorBoard's curves (at Weights & Biases a resumed run is a run of its own).
     """
 
     def __init__(self, config, folder, step=0):

@@ -25,7 +25,7 @@ def main():
         engine.fit(model, sets, config)
     except engine.Stopped as stopped:
         last = config.checkpoint_folder / "last.pt"
-        print(f"train.py: interrupted; all so far is in {last}: --resume auto goes on", file=sys.stderr)
+        print(f"train.py: interrupted; --resume {last} goes on", file=sys.stderr)
         return 128 + stopped.signal
     command = ["python", "test.py", "--model_path", str(config.checkpoint_folder)]
     if config.data_path != TrainConfig.data_path:

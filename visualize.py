@@ -65,8 +65,7 @@ def parse_args():
         if name == "embeddings":
             command.add_argument("--method", default="both", help="pca, tsne or both (default: both)")
         if name in ("embeddings", "faithfulness"):
-            default = {"embeddings": 2000, "faithfulness": 300}[name]
-            command.add_argument("--num_images", default=str(default), help="test images (default: %(default)s)")
+            command.add_argument("--num_images", help=f"test images (default: up to {NUM_IMAGES[name]})")
     args = parser.parse_args()
     if getattr(args, "index", None) is not None and args.image_path:
         raise UserError("--index and --image_path both name an image; keep one")
@@ -91,7 +90,7 @@ class Subject:
     guesses: list  # [(class, probability), ...], best first
     truth: str | None
     attention: torch.Tensor | None = None  # L x H x N x N; of a VisionTransformer alone, as what follows
-    hidden: dict | None = None  # name -> N x D
+    hidden: dict | None = None  # of model.py's return_hidden
     weights: torch.Tensor | None = None  # N: explain.pool_weights
 
     @property
@@ -149,6 +148,8 @@ class View:
     def heads(self, default):
         """--heads, checked: a list of numbers and "mean"."""
         words = self.args.heads or default
+        if "mean" in words and len(words) > 1:
+            raise UserError(f"--heads {' '.join(words)}: give numbers, or mean alone")
         return [text if text == "mean" else whole(text, "--heads", high=self.n_heads - 1) for text in words]
 
     def target(self):
@@ -185,8 +186,9 @@ class View:
         """--num_images of the test split, spread evenly over it, and their labels."""
         config = self.found.data_config(**self.settings)
         sets = data.load(config, splits=("test",), mean=self.found.mean, std=self.found.std)
-        n = whole(self.args.num_images, "--num_images", low=low, high=len(sets.test.labels))
-        return sets.test.sample(n)
+        most = len(sets.test.labels)
+        asked = self.args.num_images or min(NUM_IMAGES[self.args.command], most)
+        return sets.test.sample(whole(asked, "--num_images", low=low, high=most))
 
     def subject(self, name, square, image, truth):
         batch = self.found.batch(image)
@@ -268,7 +270,7 @@ def class_maps(view, subject, make):
 
 
 def rollout(view, subject):
-    """Attention rollout up to each layer, and gradient rollout by class."""
+    """Attention rollout up to each layer, of --heads, and gradient rollout by class, of all heads."""
     weights = subject.weights
 
     def gradient(target):
@@ -278,9 +280,10 @@ def rollout(view, subject):
     tiles = [("image", plots.enlarge(subject.image, 160))]
     heads = [head for head in view.heads(["mean"]) if head != "mean"]
     attention = subject.attention[:, heads or slice(None)]
+    of_heads = f"\nheads {', '.join(map(str, heads))}" if heads else ""
     for layer in view.layers("first middle last"):
         values = explain.to_grid(weights @ explain.rollout(attention[None, : layer + 1])[0])
-        tiles.append((f"rollout, layers 0 to {layer}", plots.overlay(subject.image, values, 160)))
+        tiles.append((f"rollout, layers 0 to {layer}{of_heads}", plots.overlay(subject.image, values, 160)))
     tiles += [None] * (-len(tiles) % 4)
     tiles += [(f"gradient rollout\n{words}", tile) for words, tile in class_maps(view, subject, gradient)]
     title = view.title(subject, f"from {view.pooled} back to the patches")
@@ -360,12 +363,7 @@ def gradcam(view, subject):
 def hidden(view, subject):
     """Inside the blocks: norms, attention, MLP and output, as a sheet and a GIF."""
     layers = view.layers("first middle last")
-    embedded = np.sqrt((subject.hidden["patch_embed"].numpy() ** 2).mean(-1)).reshape(2 * [view.model.grid_size])
-    first = [
-        ("image", plots.enlarge(subject.image, 112)),
-        (f"patch_embed\n{embedded.min():.2f} to {embedded.max():.2f}", plots.enlarge(plots.shade(embedded), 112)),
-    ]
-    tiles = [*first, None, None, None]
+    tiles = plots.embedded_tiles(subject.image, subject.hidden, 112)
     for layer in layers:
         tiles += plots.hidden_tiles(subject.hidden, layer, 112)
     note = plots.OWN_SCALE
@@ -445,7 +443,8 @@ def filters(view):
 
     tiles = []
     flat = weight.flatten(1)
-    if flat.shape[1] > 9 * view.model.in_chans:  # patches: the components of Dosovitskiy et al., figure 7
+    patches = flat.shape[1] > 9 * view.model.in_chans
+    if patches:  # the components of Dosovitskiy et al., figure 7
         _, strengths, components = torch.linalg.svd(flat - flat.mean(0), full_matrices=False)
         shares = strengths**2 / (strengths**2).sum()
         for share, component in zip(shares[:16], components):
@@ -454,7 +453,7 @@ def filters(view):
     tiles += [(str(i), picture(values)) for i, values in enumerate(weight[:128])]
     title = f"{view.name}: the filters {name.removesuffix('.weight')}"
     note = "Grey is 0, each filter scaled by itself"
-    note += "; first row: principal components, with their share of the variance" if flat.shape[1] > 27 else ""
+    note += "; first row: principal components, with their share of the variance" if patches else ""
     image = plots.sheet(tiles, columns=16, title=title, note=note)
     return [plots.save_image(image, view.file("filters", ".png"))]
 
@@ -527,6 +526,7 @@ def faithfulness(view):
 
 
 OF_BASELINES = ("gradcam", "training")  # what needs no attention
+NUM_IMAGES = {"embeddings": 2000, "faithfulness": 300}
 OF_IMAGES = ("gif", "maps", "rollout", "cls", "tokens", "gradcam", "hidden")
 DEFAULT_LAYERS = {
     **dict.fromkeys(OF_IMAGES, "all"),

@@ -212,9 +212,17 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
     def full(fd):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="No space left.*intact"):
-        save_small(tmp_path / "a.pt")
+    def full_inside(contents, file):  # how torch tells it
+        try:
+            full(0)
+        finally:
+            raise RuntimeError("[enforce fail at inline_container.cc:664]")
+
+    for module, name, instead in ((os, "fsync", full), (torch, "save", full_inside)):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, instead)
+            with pytest.raises(UserError, match="No space left.*intact"):
+                save_small(tmp_path / "a.pt")
     assert (tmp_path / "a.pt").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
 

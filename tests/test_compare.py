@@ -16,6 +16,7 @@ from scipy.stats import binomtest
 
 import checkpoint
 import data
+import engine
 import metrics
 import plots
 import results
@@ -250,6 +251,51 @@ def test_no_test_leaves_the_test_set_alone(tmp_path, monkeypatch):
     assert tables.takeaways(lines) == []
 
 
+def test_what_was_left_untested_is_tested_later(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = dict(models=["mlp"], dataset="digits", epochs=1, num_train_images=200, learning_rates=[1e-6])
+    study.run(Study.create(settings, seeds=[0], no_test=True))
+    weights = (tmp_path / "model/comparison/mlp-seed0/last.pt").stat().st_mtime_ns
+    asked = Study.create(settings, seeds=[0, 1])
+    cells, failed = study.run(asked)
+    assert not failed and [cell["test"]["n"] for cell in cells] == [360, 360]
+    assert cells[0]["settings"]["min_lr"] == 1e-6  # not above the rate
+    assert (tmp_path / "model/comparison/mlp-seed0/last.pt").stat().st_mtime_ns == weights  # not trained again
+    assert study.summarise(asked, cells)[0]["test"]["accuracy"]["values"] == [
+        cell["test"]["accuracy"] for cell in cells
+    ]
+
+
+def test_a_cell_that_could_not_begin_is_begun_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = Study.create(
+        models=["mlp"], seeds=[0], dataset="digits", epochs=1, num_train_images=200, learning_rate=1e-3
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.Run, "save", lambda *args: 1 / 0)
+        assert study.run(asked)[1] == [("mlp-seed0", "division by zero")]
+    cells, failed = study.run(asked)
+    assert not failed and cells[0]["checkpoint"] == "model/comparison/mlp-seed0/best.pt"
+    assert not list((tmp_path / "output/comparison").glob("*-2"))
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        (dict(variants=["a"]), "variants: write"),
+        (dict(variants={"a": None}), "variants: write"),
+        (dict(variants={"+ a": {"epochs": 1}, "- a": {"epochs": 2}}), "there twice"),
+        (dict(grid=5), "--grid 5"),
+        (dict(grid={"dropout": [0, 0]}), "there twice"),
+        (dict(no_test="yes"), "no_test yes"),
+    ],
+)
+def test_bad_files_are_refused(layer, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        Study.create(layer, dataset="digits")
+    assert Study.create(dict(folder_name=2024), dataset="digits").name == "2024"
+
+
 def test_bootstrap_over_seeds_and_images_knows_both_spreads():
     rng = np.random.default_rng(0)
     seeds, images = rng.normal(0, 0.1, 8), rng.normal(0, 1, 500)
@@ -329,6 +375,31 @@ def test_side_by_side_gives_the_same(compared, tmp_path):
     )
     assert [cell["test"] for cell in one["cells"]] == [cell["test"] for cell in two["cells"]]
     assert "epoch   2" in (tmp_path / "output/comparison/mlp-200-images-seed0/log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_a_killed_process_takes_no_others_with_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    script = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+import compare, study
+real = study.run_cell
+def run_cell(cell):
+    if cell.config.seed == 0:
+        os.kill(os.getpid(), 9)
+    return real(cell)
+study.run_cell = run_cell
+if __name__ == "__main__":
+    sys.exit(compare.main())
+"""
+    (tmp_path / "killed.py").write_text(script)
+    flags = ["--models", "mlp", "--seeds", "0", "1", "2", "3", "--learning_rate", "1e-3", "--jobs", "2"]
+    command = [sys.executable, "killed.py", *map(str, SMALL), *flags, "--num_train_images", "300"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and "mlp-seed0 failed" in done.stderr, done.stderr
+    found = json.loads((tmp_path / "output/comparison/final_results.json").read_text())
+    assert {"mlp-seed2", "mlp-seed3"} <= {cell["name"] for cell in found["cells"]}
 
 
 @pytest.mark.slow

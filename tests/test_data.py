@@ -52,7 +52,9 @@ def test_validation_is_seeded_stratified_and_may_be_empty():
 
 
 def test_a_subset_is_stratified_and_checked():
-    sets = data.load(TrainConfig.create(dataset="digits", num_train_images=200, num_test_images=20))
+    settings = dict(dataset="digits", num_train_images=200, num_test_images=20)
+    sets, other = (data.load(TrainConfig.create(settings, seed=seed)) for seed in (0, 1))
+    assert torch.equal(sets.test.images, other.test.images) and not torch.equal(sets.train.images, other.train.images)
     assert len(sets.train.labels) == 180 and len(sets.val.labels) == 20
     assert sets.test.labels.bincount().tolist() == 10 * [2]
     with pytest.raises(UserError, match="9999.*360"):

@@ -43,10 +43,12 @@ def test_train_with_test_or_val_or_both(tmp_path):
         assert sets.test.labels.bincount().tolist() == [4, 4, 4]
 
 
-def test_one_tree_is_split_by_seed_and_class(tmp_path):
+def test_one_tree_is_split_by_class_and_the_test_split_is_every_seeds(tmp_path):
     paint(tmp_path / "all", 20)
-    splits = [data.FolderIndex(tmp_path / "all", seed).splits for seed in (0, 0, 1)]
-    assert splits[0] == splits[1] != splits[2]
+    splits = [data.FolderIndex(tmp_path / "all").splits for _ in range(2)]
+    assert splits[0] == splits[1]
+    first, second = (data.load(config(tmp_path / "all", seed=seed)) for seed in (0, 1))
+    assert torch.equal(first.test.images, second.test.images) and not torch.equal(first.val.images, second.val.images)
     assert [len(splits[0][name]) for name in ("train", "test")] == [48, 12]
     assert not set(splits[0]["train"]) & set(splits[0]["test"])
     assert np.bincount([label for _, label in splits[0]["test"]]).tolist() == [4, 4, 4]
@@ -57,7 +59,7 @@ def test_pixels_are_the_files_and_normalised_by_their_own_statistics(tmp_path):
     sets = data.load(config(tmp_path / "all", augment="none", val_split=0.0, num_workers=0))
     everything = torch.cat([images for images, _ in sets.train])
     torch.testing.assert_close(everything.mean((0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
-    path, label = data.FolderIndex(tmp_path / "all", 0).splits["test"][0]
+    path, label = data.FolderIndex(tmp_path / "all").splits["test"][0]
     images, labels = next(iter(sets.test))
     pixels = (images[0] * torch.tensor(sets.std).view(3, 1, 1) + torch.tensor(sets.mean).view(3, 1, 1)) * 255
     np.testing.assert_allclose(pixels.permute(1, 2, 0).numpy(), np.asarray(Image.open(path)), atol=1e-2)

@@ -194,6 +194,8 @@ def test_pick_device(monkeypatch):
     assert pick_device("auto").type == "cuda"
     with pytest.raises(ValueError, match="tpu"):
         pick_device("tpu")
+    with pytest.raises(ValueError, match="'cpu:x' is not here"):
+        pick_device("cpu:x")
 
 
 def test_parameters_and_flops():

@@ -275,6 +275,35 @@ def test_tensorboard_holds_the_curves(tmp_path):
     assert [event.step for event in events.Scalars("step/loss")] == list(range(2, 28, 2))
     assert set(events.Tags()["images"]) == {"loss", "accuracy"}
 
+    paths = dict(output_path=str(tmp_path), model_path=str(tmp_path), no_test=True, resume="auto")
+    config = TrainConfig.create(TINY, **paths, epochs=4, log_backend="tensorboard", log_every_n_steps=2)
+    engine.fit(config.build_model(), data.load(config), config)
+    events = accumulator.EventAccumulator(str(output / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("epoch/train_loss")] == [9, 18, 27, 36]
+    assert [event.step for event in events.Scalars("step/loss")] == list(range(2, 37, 2))
+
+
+def test_a_resumed_run_takes_the_new_flags(tmp_path):
+    first, _, _ = fit(tmp_path, epochs=1, optimizer="muon", weight_decay=0.1, muon_lr=0.01, learning_rate=1e-3)
+    paths = dict(output_path=str(tmp_path), model_path=str(tmp_path), no_test=True, resume="auto")
+    new = dict(epochs=2, optimizer="muon", weight_decay=0.5, muon_lr=0.03, learning_rate=1e-3)
+    config = TrainConfig.create(TINY, **paths, **new)
+    engine.fit(config.build_model(), data.load(config), config)
+    last = checkpoint.read(config.checkpoint_folder / "last.pt")
+    adamw, muon = (state["param_groups"] for state in last["training"]["optimizers"])
+    assert [group["weight_decay"] for group in (*adamw, *muon)] == [0.5, 0.0, 0.5]
+    assert muon[0]["scale"] == pytest.approx(30)
+    assert len(last["history"]) == 2 and last["history"][0] == first["history"][0]
+
+
+def test_a_single_last_image_and_batch_norm(tmp_path):
+    config = TrainConfig.create(
+        dataset="digits", model="simple_cnn", batch_size=34, output_path=str(tmp_path), model_path=str(tmp_path)
+    )
+    with pytest.raises(UserError, match="--batch_size 34: of 1293 .* choose another"):
+        engine.fit(config.build_model(), data.load(config), config)
+    assert not list(tmp_path.iterdir())
+
 
 def test_weights_and_biases_offline(tmp_path, monkeypatch):
     pytest.importorskip("wandb")

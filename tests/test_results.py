@@ -34,6 +34,13 @@ def test_a_row_is_the_report(page):
     weights = (page / "model/vit-layer4-8-digits/best.pt").read_bytes()
     assert hashlib.sha256(weights).hexdigest() in text
 
+    config = "configs/vit-layer12-32-cifar10.yaml"  # linked where the run was made with it, not for its name alone
+    for command, told in (
+        (f"train.py --config {config} --seed 1", f"]({config})"),
+        ("train.py --n_layers 12", "`train"),
+    ):
+        assert told in results.command_of("vit-layer12-32-cifar10", {"command": command})
+
     again = run("results.py", cwd=page)  # the rows that are there
     assert again.returncode == 0 and (page / "README.md").read_text() == text
 

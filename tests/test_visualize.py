@@ -126,7 +126,7 @@ def test_hidden_values_are_saved(root):
 def test_embeddings_and_their_silhouette(root):
     from sklearn.metrics import silhouette_score
 
-    paths = look(root, "embeddings", "--method", "pca", "--num_images", 360)
+    paths = look(root, "embeddings", "--method", "pca")  # of the 2,000 as many as there are
     told = json.loads(paths[1].read_text())
     found = checkpoint.load(root / "model/vit-layer4-8-digits")
     sets = data.load(TrainConfig.create(dataset="digits"))
@@ -180,6 +180,7 @@ def test_cifar_and_a_timm_file(cifar_root, tmp_path):
         (["maps", "--layers", 4], ["--layers 4", "0 to 3"]),
         (["maps", "--layers", "x"], ["--layers x", "0 to 3"]),
         (["gif", "--heads", -1], ["--heads -1", "0 to 3"]),
+        (["rollout", "--heads", "mean", 1], ["--heads mean 1", "mean alone"]),
         (["cls", "--index", 360], ["--index 360", "0 to 359"]),
         (["cls", "--index", "one"], ["--index one", "whole number"]),
         (["gradcam", "--target", "cat"], ["--target cat", "0 to 9"]),
