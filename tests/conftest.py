@@ -56,9 +56,11 @@ def assert_refused(done, *words):
 
 @pytest.fixture(scope="session")
 def cifar_root(tmp_path_factory):
-    """A folder with the official CIFAR-10 and CIFAR-100 files, rebuilt from ../shared."""
+    """A folder with the official CIFAR-10 and CIFAR-100 files: rebuilt from ../shared, or ./data."""
     if not (SHARED / "unpack.py").exists():
-        pytest.skip("real CIFAR is unpacked from ../shared/data, which is not here")
+        if all((ROOT / "data" / name).is_dir() for name in ("cifar-10-batches-py", "cifar-100-python")):
+            return ROOT / "data"
+        pytest.skip("real CIFAR is not in ./data: python data.py cifar10, and cifar100")
     root = tmp_path_factory.mktemp("cifar")
     subprocess.run([sys.executable, SHARED / "unpack.py", root], check=True, capture_output=True)
     return root
