@@ -62,7 +62,8 @@ def main():
         print(path)
     for path in study.write_results(asked, cells, lines, failed):
         print(path)
-    words = f"# {asked.name}\n\n{study.protocol(asked, cells)}.\n\n{table}\n{tables.COMPARISON_NOTE}\n"
+    made = f"{study.protocol(asked, cells)}. Made by `python {tables.command(engine.command_line())}`."
+    words = f"# {asked.name}\n\n{made}\n\n{table}\n{tables.COMPARISON_NOTE}\n"
     words += "".join(f"\n- {text}" for text in said) + "\n" * bool(said)
     with replacing(asked.folder / "RESULTS.md") as part:
         part.write_text(words, encoding="utf-8")

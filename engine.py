@@ -454,6 +454,11 @@ def git_commit():
     return commit + ("+" if changed.strip() else "")
 
 
+def command_line():
+    """What was typed."""
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
 def make_report(*, name, dataset, checkpoint, seed, device, model, seconds, images_per_second=None, **results):
     """The contents of report.json: one shape for train.py and test.py. Seconds of the whole run;
     results are train, val and test, each metrics.summary or None."""
@@ -461,7 +466,7 @@ def make_report(*, name, dataset, checkpoint, seed, device, model, seconds, imag
     return {
         "name": name,
         "dataset": dataset,
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command_line(),
         "checkpoint": str(checkpoint),
         "seed": seed,
         "hardware": describe_hardware(device),
@@ -564,7 +569,8 @@ def find_resume(config):
     path = newest(config) if config.resume == "auto" else Path(config.resume)
     if path is None:
         return None
-    path = path / "last.pt" if path.is_dir() else path.absolute()
+    path = path / "last.pt" if path.is_dir() else path
+    path = path if path.parent.name else path.absolute()  # from within the run's folder
     contents = checkpoint.read(path)
     if not isinstance(contents, dict) or "optimizers" not in contents.get("training", {}):
         raise UserError(f"--resume {path} holds weights without the state of a training; --init_from starts from them")

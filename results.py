@@ -34,12 +34,11 @@ def percent(share, digits=2):
 
 
 def command_of(name, report):
-    """What to type: the run's config where it was made with that, else its command without the paths."""
+    """What to type: the run's config where it was made with that, else its command."""
     config = Path("configs") / f"{name}.yaml"
     if f"configs/{name}.yaml" in report["command"]:
         return f"[`{config}`]({config})"
-    words = re.sub(r" --(data_path|output_path|model_path|folder_name|resume) \S+", "", report["command"])
-    return f"`{words}`"
+    return f"`{tables.command(report['command'])}`"
 
 
 def row(folder):

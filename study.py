@@ -718,6 +718,8 @@ def write_results(study, cells, lines, failed):
     contents = {
         "name": study.name,
         "protocol": protocol(study, cells),
+        "command": engine.command_line(),
+        "git_commit": engine.git_commit(),
         "seeds": list(study.seeds),
         "rows": lines,
         "cells": cells,

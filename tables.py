@@ -1,5 +1,7 @@
 """Numbers -> tables in markdown."""
 
+import re
+
 
 def markdown(rows):
     """Rows of cells, the first the heads."""
@@ -25,6 +27,11 @@ def faithfulness(report):
             cells.append(words)
         lines.append(cells)
     return markdown(lines)
+
+
+def command(line):
+    """A command line without what is of one machine alone."""
+    return re.sub(r" --(data_path|output_path|model_path|folder_name|resume|save_every_n_steps) \S+", "", line)
 
 
 def duration(seconds):

@@ -126,7 +126,8 @@ def test_the_table_is_what_the_predictions_say(compared, found):
     assert together["test"]["loss"]["mean"] == pytest.approx(-np.log(mean[np.arange(360), labels]).mean(), abs=1e-3)
 
     text = (root / "output/comparison/RESULTS.md").read_text()
-    assert tables.comparison(found["rows"]) in text
+    assert tables.comparison(found["rows"]) in text and found["protocol"] in text
+    assert "`python compare.py --dataset digits --n_layers 1" in text and "compare.py" in found["command"]
     numbers = {row["number"] for row in found["rows"]}
     said = [line for line in text.splitlines() if line.startswith("- ")]
     assert len(said) > 8
