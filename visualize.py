@@ -148,8 +148,6 @@ class View:
     def heads(self, default):
         """--heads, checked: a list of numbers and "mean"."""
         words = self.args.heads or default
-        if "mean" in words and len(words) > 1:
-            raise UserError(f"--heads {' '.join(words)}: give numbers, or mean alone")
         return [text if text == "mean" else whole(text, "--heads", high=self.n_heads - 1) for text in words]
 
     def target(self):
@@ -279,6 +277,10 @@ def rollout(view, subject):
 
     tiles = [("image", plots.enlarge(subject.image, 160))]
     heads = [head for head in view.heads(["mean"]) if head != "mean"]
+    if heads and "mean" in view.args.heads:
+        raise UserError(
+            f"--heads {' '.join(view.args.heads)}: a rollout is of the mean of some heads; give numbers alone"
+        )
     attention = subject.attention[:, heads or slice(None)]
     of_heads = f"\nheads {', '.join(map(str, heads))}" if heads else ""
     for layer in view.layers("first middle last"):

@@ -180,7 +180,7 @@ def test_cifar_and_a_timm_file(cifar_root, tmp_path):
         (["maps", "--layers", 4], ["--layers 4", "0 to 3"]),
         (["maps", "--layers", "x"], ["--layers x", "0 to 3"]),
         (["gif", "--heads", -1], ["--heads -1", "0 to 3"]),
-        (["rollout", "--heads", "mean", 1], ["--heads mean 1", "mean alone"]),
+        (["rollout", "--heads", "mean", 1], ["--heads mean 1", "numbers alone"]),
         (["cls", "--index", 360], ["--index 360", "0 to 359"]),
         (["cls", "--index", "one"], ["--index one", "whole number"]),
         (["gradcam", "--target", "cat"], ["--target cat", "0 to 9"]),
