@@ -101,10 +101,8 @@ def make_optimizers(model, config):
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2 or name in ("cls_token", "pos_embed"):
             spared.append(parameter)
-        elif config.optimizer == "muon" and name.startswith("blocks.") and parameter.ndim == 2:
-            matrices.append(parameter)
-        elif config.optimizer == "muon" and parameter.ndim == 4 and parameter.shape[1] > 3:
-            matrices.append(as_matrix(parameter))
+        elif config.optimizer == "muon" and is_for_muon(name, parameter):
+            matrices.append(parameter if parameter.ndim == 2 else as_matrix(parameter))
         else:
             decayed.append(parameter)
     rest = [
@@ -116,11 +114,14 @@ def make_optimizers(model, config):
         return [torch.optim.SGD(rest, lr=config.learning_rate, momentum=0.9, nesterov=True, fused=True)]
     optimizers = [torch.optim.AdamW(rest, lr=config.learning_rate, fused=True)]
     if config.optimizer == "muon":
-        if not matrices:
-            raise UserError("--optimizer muon: the model has no blocks and no second convolution; choose adamw")
         group = {"params": matrices, "scale": config.muon_lr / config.learning_rate}
         optimizers.append(torch.optim.Muon([group], lr=config.muon_lr, weight_decay=config.weight_decay))
     return optimizers
+
+
+def is_for_muon(name, parameter):
+    """Whether Muon takes it: a block's matrix, or a convolution that does not read the pixels."""
+    return (name.startswith("blocks.") and parameter.ndim == 2) or (parameter.ndim == 4 and parameter.shape[1] > 3)
 
 
 def as_matrix(filters):
@@ -602,8 +603,11 @@ def check(config):
         checkpoint.read(config.init_from)
 
 
-def check_last_batch(model, sets, config):
-    """UserError where the last batch of an epoch is a single image, with which batch norm cannot do."""
+def check_fit(model, sets, config):
+    """UserError where Muon finds nothing to do, or where the last batch of an epoch is a single image, with which
+    batch norm cannot do."""
+    if config.optimizer == "muon" and not any(is_for_muon(*named) for named in model.named_parameters()):
+        raise UserError("--optimizer muon: the model has no blocks and no second convolution; choose adamw")
     n = len(getattr(sets.train, "labels", ()))
     if n % config.batch_size == 1 and any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()):
         raise UserError(
@@ -630,7 +634,7 @@ def fit(model, sets, config):
     """
     device = config.pick_device()
     amp = pick_amp(device, config.amp)
-    check_last_batch(model, sets, config)
+    check_fit(model, sets, config)
     resumed = find_resume(config)
     make_folders(config) if resumed else claim_folders(config)
     models, outputs = config.checkpoint_folder, config.output_folder

@@ -17,6 +17,7 @@ import math
 import multiprocessing
 import os
 import re
+import signal
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -427,6 +428,7 @@ def run_cells(study, cells, failed):
             running = {}
             with (
                 contextlib.suppress(BrokenProcessPool),
+                passing_on_sigterm(),
                 ProcessPoolExecutor(study.jobs, context, torch.set_num_threads, (threads,)) as pool,
             ):
                 while waiting or running:
@@ -438,6 +440,27 @@ def run_cells(study, cells, failed):
             for future, cell in running.items():
                 settle(cell, future.result)
     return done
+
+
+@contextlib.contextmanager
+def passing_on_sigterm():
+    """Within it SIGTERM goes on to the processes side by side, which save themselves; then it raises Stopped.
+    (Ctrl-C reaches them without us.)"""
+
+    def pass_on(number, frame):
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise engine.Stopped(number)
+
+    try:
+        before = signal.signal(signal.SIGTERM, pass_on)
+    except ValueError:  # not the main thread, which alone hears signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def in_words(result):

@@ -78,7 +78,7 @@ def test_each_takes_the_settings_it_names(name):
         assert maps.shape[0] == 2 and maps.ndim == 3
 
 
-def test_settings_of_another_model_are_refused():
+def test_settings_of_another_model_are_refused(tmp_path):
     with pytest.raises(UserError, match="--n_layers 3: mlp has no such setting"):
         TrainConfig.create(model="mlp", n_layers=3)
     with pytest.raises(UserError, match="--hidden_sizes"):
@@ -88,6 +88,9 @@ def test_settings_of_another_model_are_refused():
     assert_refused(run("train.py", "--model", "alexnet"), "alexnet", "simple_cnn", "resnet50")
     assert_refused(run("train.py", "--model", "tiny_cnn", "--image_size", 2, "--no_test"), "image size 2", "tiny_cnn")
     assert_refused(run("train.py", "--model", "mlp", "--visualizers", "hidden"), "--visualizers", "mlp")
+    done = run("train.py", *TINY, "--model", "mlp", "--optimizer", "muon", cwd=tmp_path)
+    assert_refused(done, "--optimizer muon", "adamw")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")

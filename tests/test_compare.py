@@ -4,8 +4,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -420,3 +422,19 @@ def test_ctrl_c_and_on(tmp_path):
     assert done.returncode == 0 and "going on after" in done.stdout, done.stderr
     cell = json.loads((tmp_path / "output/comparison/mlp-seed0/cell.json").read_text())
     assert [row["epoch"] for row in cell["history"]] == list(range(1, 301))
+
+
+@pytest.mark.slow
+def test_sigterm_ends_the_trainings_side_by_side_too(tmp_path):
+    command = [sys.executable, ROOT / "compare.py", *map(str, SMALL), "--models", "mlp", "--seeds", "0", "1"]
+    command += ["--learning_rate", "1e-3", "--epochs", "5000", "--jobs", "2"]
+    logs = [tmp_path / f"output/comparison/mlp-seed{seed}/log.txt" for seed in (0, 1)]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not all(log.exists() and "epoch   3" in log.read_text() for log in logs):
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        err = process.communicate()[1]  # the workers hold stderr open, so it ends with the last of them
+    assert process.returncode == 143 and "the same command goes on" in err and "Traceback" not in err
+    for seed in (0, 1):
+        contents = checkpoint.read(tmp_path / f"model/comparison/mlp-seed{seed}/last.pt")
+        assert 3 <= contents["training"]["progress"]["epoch"] < 5000
