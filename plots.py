@@ -346,15 +346,16 @@ def faithfulness(curves, title, path):
 
 
 def comparison(rows, path):
-    """Curves of several models: training and validation loss and accuracy, the mean over seeds and the band from
-    the lowest to the highest; the mean of the tests is a marked point behind the last epoch. Rows are [(title,
-    histories, tests), ...], a history and a test (a result with "accuracy" and "loss") for each seed."""
-    figure = Figure(figsize=(11, 7.5), layout="constrained")
-    panels = figure.subplots(2, 2)
+    """Curves of several models: training and (where there is one) validation loss and accuracy, the mean over seeds
+    and the band from the lowest to the highest; the mean of the tests is a marked point behind the last epoch. Rows
+    are [(title, histories, tests), ...], a history and a test (a result with "accuracy" and "loss") for each seed."""
+    validated = any(history[0]["val_loss"] is not None for _, histories, _ in rows for history in histories)
+    columns = {"train": "training (running)", **({"val": "validation"} if validated else {})}
+    figure = Figure(figsize=(5.5 * len(columns), 7.5), layout="constrained")
+    panels = figure.subplots(2, len(columns), squeeze=False)
     longest = max(len(history) for _, histories, _ in rows for history in histories)
     for row, what in enumerate(("loss", "accuracy")):
-        for column, (split, words) in enumerate((("train", "training (running)"), ("val", "validation"))):
-            axes = panels[row, column]
+        for axes, (split, words) in zip(panels[row], columns.items()):
             for i, (title, histories, tests) in enumerate(rows):
                 values = np.full((len(histories), max(map(len, histories))), np.nan)
                 for line, history in zip(values, histories):  # of which one may have stopped early
@@ -367,7 +368,7 @@ def comparison(rows, path):
                     axes.plot(epochs, np.nanmean(values, 0), color=colour, label=title + seeds, marker=marker)
                     low, high = np.nanmin(values, 0), np.nanmax(values, 0)
                     axes.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
-                if split == "val" and tests:
+                if axes is panels[row, -1] and tests:
                     mean = np.mean([test[what] for test in tests])
                     axes.plot([1.04 * longest], [mean], "*", color=colour, markersize=11, markeredgecolor="black")
             axes.set(xlabel="epoch", ylabel="cross-entropy loss" if what == "loss" else "accuracy", title=words)
@@ -379,7 +380,7 @@ def comparison(rows, path):
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)), fontsize=9, frameon=False)
     if any(tests for _, _, tests in rows):
-        panels[1, 1].annotate("stars: test, read once", (0.98, 0.03), xycoords="axes fraction", ha="right", fontsize=9)
+        panels[1, -1].annotate("stars: test, read once", (0.98, 0.03), xycoords="axes fraction", ha="right", fontsize=9)
     return save(figure, path)
 
 

@@ -58,7 +58,7 @@ training over the images alone. Final train: running accuracy of the last epoch,
 
 
 def comparison(lines):
-    """study.summarise's rows as markdown."""
+    """study.summarise's rows as markdown, without columns that are empty."""
     rows = [
         ("row", "model", "parameters", "MFLOPs", "learning rate", "best val, %", "final train, %", "test, %", "loss",
          "F1, weighted", "difference, points", "images/s", "time"),
@@ -88,7 +88,8 @@ def comparison(lines):
                 duration(found["seconds"]),
             )
         )
-    return markdown(rows)
+    filled = [column for column in zip(*rows) if any(column[1:])]
+    return markdown(list(zip(*filled)))
 
 
 def takeaways(lines):

@@ -438,3 +438,12 @@ def test_sigterm_ends_the_trainings_side_by_side_too(tmp_path):
     for seed in (0, 1):
         contents = checkpoint.read(tmp_path / f"model/comparison/mlp-seed{seed}/last.pt")
         assert 3 <= contents["training"]["progress"]["epoch"] < 5000
+
+
+def test_curves_without_validation_have_no_empty_panels(tmp_path):
+    history = [{"train_loss": 2.0, "train_accuracy": 0.2, "val_loss": 1.9, "val_accuracy": 0.3}]
+    bare = [{**history[0], "val_loss": None, "val_accuracy": None}]
+    tests = [{"accuracy": 0.3, "loss": 1.8}]
+    both = Image.open(plots.comparison([("a", [history], tests), ("b", [bare], tests)], tmp_path / "both.png"))
+    one = Image.open(plots.comparison([("a", [bare], tests)], tmp_path / "one.png"))
+    assert (2 * one.width, one.height) == both.size
