@@ -57,17 +57,20 @@ def main():
         raise UserError(f"no training succeeded; the first: {failed[0][0]}: {failed[0][1]}")
 
     lines = study.summarise(asked, cells)
-    table, said = tables.comparison(lines), tables.takeaways(lines)
-    for path in study.figures(asked, cells, lines):
-        print(path)
-    for path in study.write_results(asked, cells, lines, failed):
-        print(path)
-    made = f"{study.protocol(asked, cells)}. Made by `python {tables.command(engine.command_line())}`."
-    words = f"# {asked.name}\n\n{made}\n\n{table}\n{tables.COMPARISON_NOTE}\n"
-    words += "".join(f"\n- {text}" for text in said) + "\n" * bool(said)
+    parts = [
+        f"# {asked.name}",
+        f"{study.protocol(asked, cells)}. Made by `python {tables.command(engine.command_line())}`.",
+        tables.comparison(lines) + "\n" + tables.comparison_note(lines),
+        "\n".join(f"- {text}" for text in tables.takeaways(lines)),
+        "\n".join(f"- Failed, and not in the table: {name} ({error})" for name, error in failed),
+    ]
+    words = "\n\n".join(part for part in parts if part) + "\n"
     with replacing(asked.folder / "RESULTS.md") as part:
         part.write_text(words, encoding="utf-8")
-    print(f"{asked.folder / 'RESULTS.md'}\n\n{words}")
+    written = study.write_results(asked, cells, lines, failed)
+    for path in (*study.figures(asked, cells, lines), *written, asked.folder / "RESULTS.md"):
+        print(path)
+    print(f"\n{words}")
     for name, error in failed:
         print(f"compare.py: {name} failed: {error}", file=sys.stderr)
     return 1 if failed else 0

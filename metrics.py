@@ -76,6 +76,18 @@ def bootstrap_crossed(values, *, resamples=10_000, seed=0):
     return np.quantile(means, [0.025, 0.975]).tolist()
 
 
+def bootstrap_nested(values, *, resamples=10_000, seed=0):
+    """bootstrap_crossed of seeds that have other images each: of each seed that is drawn its own images are."""
+    values = np.asarray(values, dtype=np.float64)
+    seeds, images = values.shape
+    rng = np.random.default_rng(seed)
+    means = [
+        np.mean([values[i, rng.integers(images, size=images)].mean() for i in rng.integers(seeds, size=seeds)])
+        for _ in range(resamples)
+    ]
+    return np.quantile(means, [0.025, 0.975]).tolist()
+
+
 def mcnemar(first, second):
     """The exact two-sided p-value of McNemar's test (1947) that two models err equally often, of whether
     each got each of the same n images right."""

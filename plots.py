@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from checkpoint import replacing
+from tables import p_value
 
 # Of Okabe and Ito, distinguishable to all (grey and brown added); markers tell apart what colours repeat
 COLOURS = "#0072B2 #E69F00 #009E73 #D55E00 #CC79A7 #56B4E9 #F0E442 #000000 #999999 #7A3E00".split()
@@ -410,8 +411,9 @@ def accuracy_by(series, xlabel, ylabel, path):
     return save(figure, path)
 
 
-def differences(rows, path):
-    """Differences in test accuracy with their intervals, of study.summarise's rows that have a "vs"."""
+def differences(rows, words, path):
+    """Differences in accuracy (`words` say which) with their intervals and McNemar's test, of study.summarise's rows
+    that have a "vs"."""
     figure = Figure(figsize=(8, 1.5 + 0.42 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     for i, found in enumerate(rows):
@@ -419,12 +421,14 @@ def differences(rows, path):
         middle, (low, high) = 100 * vs["difference"], (100 * end for end in vs["ci95"])
         axes.plot([low, high], [i, i], color=COLOURS[0], linewidth=2)
         axes.plot([middle], [i], "o", color=COLOURS[0])
-        axes.annotate(f"{middle:+.1f}", (middle, i), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=9)
+        text = f"{middle:+.1f}, {p_value(vs['mcnemar_p'])}"
+        axes.annotate(text, (middle, i), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=9)
+    axes.margins(x=0.15)
     axes.axvline(0, color="black", linewidth=1)
     axes.set_yticks(range(len(rows)), [f"{found['title']}\n- {found['vs']['title']}" for found in rows], fontsize=9)
     axes.set_ylim(len(rows) - 0.5, -0.7)
     over = "images and seeds" if any(found["vs"]["seeds"] > 1 for found in rows) else "images; one seed"
-    axes.set_xlabel(f"difference in test accuracy, points (95 % interval over {over})")
+    axes.set_xlabel(f"difference in {words}, points (95 % interval over {over}; p by McNemar's test)")
     axes.grid(alpha=0.3, axis="x")
     return save(figure, path)
 

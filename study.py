@@ -35,6 +35,7 @@ import engine
 import explain
 import metrics
 import plots
+import tables
 from baselines import ARGUMENTS, MODELS, TITLES, cam_layer
 from config import FIELDS, NAMES, TYPES, TrainConfig, UserError, convert, flag, in_groups, read_settings
 from model import count_flops, count_parameters
@@ -42,6 +43,7 @@ from model import count_flops, count_parameters
 NOT_SHARED = ("model", "seed", "folds", "fold", "folder_name", "resume", "overwrite", "init_from", "no_test")
 LISTS = {"models": str, "patch_sizes": "patch_size", "train_sizes": "num_train_images", "seeds": "seed"}
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)
+PIECES = ("random_erasing", "mixup", "cutmix", "label_smoothing", "ema_decay")  # of a recipe, where they are on
 
 
 # ----------------------------------------------------------------------------------------- the study
@@ -113,6 +115,17 @@ class Study:
                 raise UserError(f"--seeds {self.seeds[0]}: --reference asks for intervals over seeds; give two or more")
         if Path(self.name).name != self.name or self.name in (".", ".."):
             raise UserError(f"--folder_name {self.name!r}: give a plain name; --output_path says where")
+        for name in self.grid:
+            if not any(has(model, name) for model in self.models):
+                raise UserError(f"--grid {flag(name)[2:]}: not a setting of {', '.join(self.models)}; leave it out")
+        for words, changes in self.variants.items():
+            if not any(has(model, name) for model in self.models for name in changes):
+                raise UserError(f"variants {words!r}: changes nothing of {', '.join(self.models)}; leave it out")
+        if self.patch_sizes and "vit" not in self.models:
+            raise UserError(f"--patch_sizes {self.patch_sizes[0]}: are those of vit; add it to --models")
+        for name, listed in (("patch_size", self.patch_sizes), ("num_train_images", self.train_sizes)):
+            if listed and any(name in changes for changes in (self.grid, *self.variants.values())):
+                raise UserError(f"--grid {name}: it is asked for twice, as a list of its own too; keep one")
         slugs = [row.slug for row in self.rows()]
         for row in self.rows():
             if slugs.count(row.slug) > 1:
@@ -123,6 +136,8 @@ class Study:
                 step = math.lcm(*self.patch_sizes)
                 fits = " or ".join(str(n * step) for n in sorted({max(1, size // step), size // step + 1}))
                 raise UserError(f"--patch_sizes {wrong} does not divide {size} pixels; --image_size {fits} would do")
+            with torch.device("meta"):  # sizes alone
+                self.config(row, seed=self.seeds[0]).build_model()
 
     def rows(self):
         """[Row, ...] in the order of the tables."""
@@ -322,6 +337,8 @@ def trials(study):
         whole = study.config(row, seed=study.seeds[0])
         epochs = study.lr_epochs or max(1, whole.epochs // 4)
         shorter = {"epochs": epochs, "warmup_epochs": round(whole.warmup_epochs * epochs / whole.epochs, 6)}
+        if whole.warmup_steps:
+            shorter["warmup_steps"] = max(1, round(whole.warmup_steps * epochs / whole.epochs))
         shorter["val_split"] = whole.val_split or 0.1
         for rate in study.learning_rates:
             name = f"trial-{model}-lr{rate:g}"
@@ -348,7 +365,9 @@ def choose_learning_rates(study, failed):
             if cell.row.model == model and cell.name in done
         }
         if not mine:
-            print(f"{TITLES[model]:>20}: every trial failed; {TrainConfig.learning_rate:g} is taken")
+            first = next(row for row in study.rows() if row.model == model)
+            rate = study.config(first, seed=study.seeds[0]).learning_rate
+            print(f"{TITLES[model]:>20}: every trial failed; {rate:g} is taken")
             continue
         chosen[model] = max(mine, key=mine.get)
         words = ", ".join(f"{rate:g}: {accuracy:.4f}" for rate, accuracy in mine.items())
@@ -417,28 +436,31 @@ def run_cells(study, cells, failed):
         bar.update()
 
     with bar:
-        if study.jobs == 1 or len(waiting) < 2:
+        if study.jobs == 1:
             for cell in waiting:
                 bar.write(f"\n{cell.name}")
                 settle(cell, lambda cell=cell: run_cell(cell))
             return done
         threads = max(1, len(os.sched_getaffinity(0)) // study.jobs) if hasattr(os, "sched_getaffinity") else 1
         context = multiprocessing.get_context("spawn")
-        while waiting:  # a second time where a process was killed, and its pool with it
+        alone = []  # where a process is killed, all beside it end; which was it? each of them again, by itself
+        while waiting or alone:
+            todo, jobs = ([alone.pop(0)], 1) if alone else (waiting, study.jobs)
             running = {}
             with (
                 contextlib.suppress(BrokenProcessPool),
                 passing_on_sigterm(),
-                ProcessPoolExecutor(study.jobs, context, torch.set_num_threads, (threads,)) as pool,
+                ProcessPoolExecutor(jobs, context, torch.set_num_threads, (threads,)) as pool,
             ):
-                while waiting or running:
-                    while waiting and len(running) < study.jobs:  # no more, so that Ctrl-C finds none in a queue
-                        future = pool.submit(run_quietly, waiting[0])
-                        running[future] = waiting.pop(0)
+                while todo or running:
+                    while todo and len(running) < jobs:  # no more, so that Ctrl-C finds none in a queue
+                        future = pool.submit(run_quietly, todo[0])
+                        running[future] = todo.pop(0)
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        if jobs > 1 and isinstance(future.exception(), BrokenProcessPool):
+                            raise future.exception()
                         settle(running.pop(future), future.result)
-            for future, cell in running.items():
-                settle(cell, future.result)
+            alone += running.values()
     return done
 
 
@@ -478,18 +500,23 @@ def run_quietly(cell):
 
 def run_cell(cell):
     """Train and test one cell: its result, which is written to its folder's cell.json. The test images'
-    labels, predictions and probabilities go to test.npz beside it."""
+    labels, predictions and probabilities go to test.npz beside it; those of the validation images of a cell that is
+    not tested to val.npz."""
     config = cell.config
+    config.overwrite = engine.newest(config) is None  # a folder without weights is from another machine, unfinished
     model = config.build_model()
     report = engine.fit(model, data.load(config, splits=("train", "val")), config)
     path = config.checkpoint_folder / "best.pt"
-    if cell.test:
+    split = "test" if cell.test else "val"
+    if cell.test or (cell.kind == "seed" and report["val"]):
         found = checkpoint.load(path, device=config.pick_device())
-        test = data.load(config, splits=("test",), mean=found.mean, std=found.std).test
-        labels, logits = engine.predict_all(found.model, test, engine.pick_amp(test.labels.device, config.amp), "test")
-        report["test"] = metrics.summary(labels, logits.argmax(-1), F.cross_entropy(logits, labels))
-        engine.write_json(config.output_folder / "report.json", report)
-        with checkpoint.replacing(config.output_folder / "test.npz") as part, open(part, "wb") as file:
+        batches = getattr(data.load(config, splits=(split,), mean=found.mean, std=found.std), split)
+        amp = engine.pick_amp(batches.labels.device, config.amp)
+        labels, logits = engine.predict_all(found.model, batches, amp, split)
+        if cell.test:
+            report["test"] = metrics.summary(labels, logits.argmax(-1), F.cross_entropy(logits, labels))
+            engine.write_json(config.output_folder / "report.json", report)
+        with checkpoint.replacing(config.output_folder / f"{split}.npz") as part, open(part, "wb") as file:
             small = {
                 "labels": labels.numpy().astype(np.int16),
                 "predictions": logits.argmax(-1).numpy().astype(np.int16),
@@ -519,13 +546,17 @@ def run_cell(cell):
 # ------------------------------------------------------------------------------------ what they say
 
 
-def tested(study, cells):
-    """(labels n, predictions S x n, probabilities S x n x C) of the test images, of those cells that were tested."""
-    files = [np.load(study.folder / cell["name"] / "test.npz") for cell in cells if cell["test"]]
+def judged(study, cells):
+    """(labels S x n, predictions S x n, probabilities S x n x C) of the images that judge the study: the test images,
+    or, with no_test, each seed's own validation images. Of those cells that have predictions."""
+    names = [study.folder / cell["name"] / f"{'val' if study.no_test else 'test'}.npz" for cell in cells]
+    files = [np.load(name) for name in names if name.exists()]
     if not files:
-        return None, [], []
-    predictions, shares = (np.stack([file[name] for file in files]) for name in ("predictions", "probabilities"))
-    return files[0]["labels"].astype(np.int64), predictions.astype(np.int64), shares.astype(np.float64)
+        return [], [], []
+    labels, predictions, shares = (
+        np.stack([file[name] for file in files]) for name in ("labels", "predictions", "probabilities")
+    )
+    return labels.astype(np.int64), predictions.astype(np.int64), shares.astype(np.float64)
 
 
 def spread(values):
@@ -539,28 +570,32 @@ def spread(values):
 
 def summarise(study, cells):
     """The rows of the table, dicts: of each row of the study with finished cells, then its ensemble of
-    seeds and its cross-validation. "vs" is the difference in test accuracy to the reference, of the
-    seeds that both have: {"row", "title", "seeds" (how many), "difference", "ci95", "mcnemar_p" (the largest)}."""
-    lines, right = [], {}  # title -> seed -> n: whether each test image was got right
+    seeds and its cross-validation. "vs" is the difference in accuracy (test, or with no_test validation) to the
+    reference, of the seeds that both have: {"row", "title", "seeds" (how many), "difference", "ci95", "mcnemar_p"
+    (the largest)}."""
+    lines, right = [], {}  # title -> seed -> n: whether each image was got right
+    interval = metrics.bootstrap_nested if study.no_test else metrics.bootstrap_crossed
     for row in study.rows():
         mine = [cell for cell in cells if cell["row"] == row.title and cell["kind"] == "seed"]
         if not mine:
             continue
-        labels, predictions, shares = tested(study, mine)
+        labels, predictions, shares = judged(study, mine)
         if len(predictions):
-            right[row.title] = dict(zip((cell["seed"] for cell in mine if cell["test"]), predictions == labels))
-        lines.append(line(row.title, row, "seeds", mine))
+            right[row.title] = dict(zip((cell["seed"] for cell in mine), predictions == labels))
+        lines.append(line(row.title, row, "seeds", mine, asked=len(study.seeds)))
         if len(predictions) > 1:
-            lines[-1]["ci95"] = metrics.bootstrap_crossed(predictions == labels)
-            mean = shares.mean(axis=0)
+            lines[-1]["ci95"] = interval(predictions == labels)
+        if len(predictions) > 1 and not study.no_test:
+            mean, labels = shares.mean(axis=0), labels[0]
             loss = -np.log(mean[np.arange(len(labels)), labels].clip(1e-7)).mean()
             test = metrics.summary(labels, mean.argmax(-1), loss)
-            together = line(f"{row.title}, ensemble of {len(shares)} seeds", row, "ensemble", mine)
+            ensemble = line(f"{row.title}, ensemble of {len(shares)} seeds", row, "ensemble", mine)
             for name in ("parameters", "flops", "seconds"):
-                together[name] *= len(shares)
-            together["test"] = {name: spread([test[name]]) for name in ("accuracy", "loss", "f1_weighted")}
-            together.update(ci95=test["ci95"], best_val=None, final_train=None, images_per_second=None)
-            lines.append(together)
+                ensemble[name] *= len(shares)
+            ensemble["test"] = {name: spread([test[name]]) for name in ("accuracy", "loss", "f1_weighted")}
+            ensemble.update(ci95=test["ci95"], best_val=None, final_train=None, images_per_second=None)
+            ensemble["accuracy"] = ensemble["test"]["accuracy"]
+            lines.append(ensemble)
     for row in study.rows():
         mine = [cell for cell in cells if cell["row"] == row.title and cell["kind"] == "fold"]
         if mine:
@@ -568,7 +603,7 @@ def summarise(study, cells):
     for number, found in enumerate(lines, start=1):
         found["number"] = number
 
-    rows = {found["title"]: found for found in lines}
+    rows = {found["row"]: found for found in lines if found["kind"] == "seeds"}
     for row in study.rows():
         other = study.reference_of(row)
         if other is None or not {row.title, other.title} <= set(right):
@@ -579,20 +614,23 @@ def summarise(study, cells):
             gaps = first.astype(np.int8) - second.astype(np.int8)
             rows[row.title]["vs"] = {
                 "row": rows[other.title]["number"],
-                "title": other.title,
+                "title": rows[other.title]["title"],
                 "seeds": len(seeds),
                 "difference": float(gaps.mean()),
-                "ci95": metrics.bootstrap_crossed(gaps),
+                "ci95": interval(gaps),
                 "mcnemar_p": max(metrics.mcnemar(a, b) for a, b in zip(first, second)),
             }
     return lines
 
 
-def line(title, row, kind, mine):
-    """One row of the table, of the results of its cells."""
+def line(title, row, kind, mine, asked=0):
+    """One row of the table, of the results of its cells; where they are fewer than asked for, its title says so.
+    "accuracy" is that of "split": of the test images, or else of the best epoch on validation."""
     tests = [cell["test"] for cell in mine if cell["test"]]
+    results = tests or [cell["val"] for cell in mine if cell["val"]]
     return {
-        "title": title,
+        "title": title if len(mine) >= asked else f"{title}, {len(mine)} of {asked} seeds",
+        "row": title,
         "kind": kind,
         "model": row.model,
         "train_size": row.size,
@@ -609,7 +647,9 @@ def line(title, row, kind, mine):
         "test": {name: spread([test[name] for test in tests]) for name in ("accuracy", "loss", "f1_weighted")}
         if tests
         else None,
-        "ci95": tests[0]["ci95"] if len(tests) == 1 else None,
+        "split": "test" if tests else "val" if results else None,
+        "accuracy": spread([result["accuracy"] for result in results]),
+        "ci95": results[0]["ci95"] if len(results) == 1 else None,
         "vs": None,
     }
 
@@ -617,9 +657,7 @@ def line(title, row, kind, mine):
 def best_row(lines, model):
     """The line of a model's best row on validation (without one, on the training images): of those with the
     most images."""
-    mine = [found for found in lines if found["model"] == model and found["kind"] == "seeds"]
-    most = max((found["train_size"] or math.inf for found in mine), default=None)
-    mine = [found for found in mine if (found["train_size"] or math.inf) == most]
+    mine = tables.of_most_images([found for found in lines if found["model"] == model and found["kind"] == "seeds"])
     return max(mine, key=lambda found: (found["best_val"] or found["final_train"])["mean"], default=None)
 
 
@@ -628,8 +666,7 @@ def figures(study, cells, lines):
     by_name = {cell["name"]: cell for cell in cells}
     folder, written = study.folder, []
     plain = [found for found in lines if found["kind"] == "seeds"]
-    most = max((found["train_size"] or 0 for found in plain), default=0)
-    shown = [found for found in plain if (found["train_size"] or 0) == most]
+    shown = tables.of_most_images(plain)
 
     def histories(found):
         mine = [by_name[name] for name in found["cells"]]
@@ -649,32 +686,33 @@ def figures(study, cells, lines):
         study.settings.get("dataset", "cifar10"), study.settings.get("data_path", TrainConfig.data_path)
     ).classes
     for model, found in best.items():
-        labels, predictions, _ = tested(study, [by_name[name] for name in found["cells"]])
+        labels, predictions, _ = judged(study, [by_name[name] for name in found["cells"]])
         if len(predictions):
-            counts = sum(metrics.confusion(labels, each, len(classes)) for each in predictions)
+            counts = sum(metrics.confusion(*each, len(classes)) for each in zip(labels, predictions))
             name = {"vit": "vision_transformer", "simple_cnn": "cnn"}.get(model, model)
-            title = f"{found['title']}: test images, {len(predictions)} seed{'s' * (len(predictions) > 1)}"
+            seeds = f"{len(predictions)} seed{'s' * (len(predictions) > 1)}"
+            title = f"{found['title']}: {'validation' if study.no_test else 'test'} images, {seeds}"
             written.append(plots.confusion_matrix(counts, classes, folder / f"confusion_matrix_{name}.png", title))
 
-    split = "test" if all(found["test"] for found in plain) else "best_val"
-    words = {"test": "test accuracy", "best_val": "validation accuracy"}[split]
-
-    def accuracy(found):
-        return (found["test"]["accuracy"] if split == "test" else found[split])["values"]
-
+    plain = [found for found in plain if found["accuracy"]]
+    words = "validation accuracy" if study.no_test else "test accuracy"
     for by, label in (("patch_size", "patch size, pixels"), ("train_size", "training images, validation among them")):
         values = sorted({found[by] for found in plain if found[by]})
         if len(values) < 2:
             continue
         series = {}
-        for found in shown if by == "patch_size" else plain:
+        for found in plain:
+            if by == "patch_size" and found not in shown:
+                continue
             suffix = {"patch_size": f", patch {found[by]}", "train_size": f", {found[by] or 0:,} images"}[by]
-            series.setdefault(found["title"].replace(suffix, "", 1), []).append((found[by], accuracy(found)))
+            series.setdefault(found["title"].replace(suffix, "", 1), []).append(
+                (found[by], found["accuracy"]["values"])
+            )
         written.append(plots.accuracy_by(series, label, words, folder / f"accuracy_by_{by}.png"))
 
     against = [found for found in plain if found["vs"]]
     if against:
-        written.append(plots.differences(against, folder / "model_comparison_bootstrap.png"))
+        written.append(plots.differences(against, words, folder / "model_comparison_bootstrap.png"))
     return written + attention_figures(study, by_name, best)
 
 
@@ -688,17 +726,16 @@ def attention_figures(study, by_name, best):
     looking = {model: one for model, one in found.items() if model == "vit" or cam_layer(one.model) is not None}
     if not looking:
         return []
-    first = next(iter(looking.values()))
-    config = dataclasses.replace(first.config, data_path=study.settings.get("data_path", first.config.data_path))
     split = "val" if study.no_test else "test"
-    sets = data.load(dataclasses.replace(config, device="cpu"), splits=(split,), mean=first.mean, std=first.std)
-    batches = sets.test or sets.val
-    if batches is None:
-        return []
-    images, labels = batches.sample(6)
-    pictures = [data.to_image(image, first.mean, first.std) for image in images]
-    attention, evidence, written = [], [], []
+    attention, evidence, written, pictures = [], [], [], None
     for model, one in looking.items():
+        data_path = study.settings.get("data_path", one.config.data_path)
+        config = dataclasses.replace(one.config, data_path=data_path, device="cpu")
+        batches = getattr(data.load(config, splits=(split,), mean=one.mean, std=one.std), split)
+        if batches is None:
+            return []
+        images, labels = batches.sample(6)  # the same ones, in the size that the model takes
+        pictures = pictures or [data.to_image(image, one.mean, one.std) for image in images]
         with torch.no_grad():
             guesses = one.model(images).argmax(-1)
         maps = explain.grad_cam(one.model, images, guesses, layer=cam_layer(one.model))
@@ -714,7 +751,7 @@ def attention_figures(study, by_name, best):
     def draw(columns, title, name):
         tiles = []
         for i, picture in enumerate(pictures):
-            tiles.append((first.classes[labels[i]], plots.enlarge(picture, 128)))
+            tiles.append((one.classes[labels[i]], plots.enlarge(picture, 128)))
             for words, values in columns(i):
                 tiles.append((words, plots.overlay(picture, values, 128)))
         width = len(tiles) // len(pictures)
@@ -722,10 +759,10 @@ def attention_figures(study, by_name, best):
         written.append(plots.save_image(image, study.folder / name))
 
     if attention:
-        one = looking["vit"]
+        pool = explain.describe_pool(looking["vit"].model)
         draw(
             lambda i: [(f"{words}\nup to {maps[i].max():.2f}", maps[i]) for words, maps in attention],
-            f"{best['vit']['title']}: attention from {explain.describe_pool(one.model)}, mean of the heads",
+            f"{best['vit']['title']}: attention from {pool}, mean of the heads",
             "attention_visualization.png",
         )
     draw(
@@ -749,7 +786,7 @@ def write_results(study, cells, lines, failed):
         "failed": [{"cell": name, "error": error} for name, error in failed],
     }
     path = engine.write_json(study.folder / "final_results.json", contents)
-    predictions = {cell["name"]: torch.from_numpy(tested(study, [cell])[1][0]) for cell in cells if cell["test"]}
+    predictions = {cell["name"]: torch.from_numpy(each) for cell in cells for each in judged(study, [cell])[1]}
     tensors = study.folder / "final_results.pth"
     checkpoint.write(tensors, {**contents, "predictions": predictions})
     return [path, tensors]
@@ -757,16 +794,22 @@ def write_results(study, cells, lines, failed):
 
 def protocol(study, cells):
     """What all rows share, in a sentence."""
-    one = cells[0]["settings"]
-    held = f"{one['val_split']:.0%} of the training images held out" if one["val_split"] else "no validation split"
-    parts = [
-        f"{one['dataset']}, {one['img_size']} pixels",
-        f"{one['epochs']} epochs",
-        f"batch {one['batch_size']}",
-        f"{one['optimizer']}, warmup {one['warmup_epochs']:g} epochs, cosine",
-        f"augmentation {one['augment']}",
-        held,
-        f"seeds {', '.join(map(str, study.seeds))}",
-        f"{cells[0]['hardware']}, {study.jobs} at a time" if study.jobs > 1 else cells[0]["hardware"],
-    ]
+    settings = [cell["settings"] for cell in cells]
+    shared = {name: value for name, value in settings[0].items() if all(other[name] == value for other in settings)}
+    words = {
+        "dataset": "{}",
+        "img_size": "{} pixels",
+        "epochs": "{} epochs",
+        "batch_size": "batch {}",
+        "optimizer": "{}, cosine schedule",
+        "warmup_epochs": "warmup {:g} epochs",
+        "warmup_steps": "warmup {} steps",
+        "augment": "augmentation {}",
+        **{name: flag(name)[2:].replace("_", " ") + " {:g}" for name in PIECES},
+        "val_split": "{:.0%} of the training images held out",
+    }
+    parts = [text.format(shared[name]) for name, text in words.items() if shared.get(name)]
+    parts += ["no validation split"] * (shared.get("val_split") == 0)
+    parts += [f"seeds {', '.join(map(str, study.seeds))}"]
+    parts += [f"{cells[0]['hardware']}, {study.jobs} at a time" if study.jobs > 1 else cells[0]["hardware"]]
     return "; ".join(parts)

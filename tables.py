@@ -1,6 +1,8 @@
 """Numbers -> tables in markdown."""
 
+import math
 import re
+import textwrap
 
 
 def markdown(rows):
@@ -31,7 +33,7 @@ def faithfulness(report):
 
 def command(line):
     """A command line without what is of one machine alone."""
-    return re.sub(r" --(data_path|output_path|model_path|folder_name|resume|save_every_n_steps) \S+", "", line)
+    return re.sub(r" --(data_path|output_path|model_path|resume|save_every_n_steps) \S+", "", line)
 
 
 def duration(seconds):
@@ -51,10 +53,39 @@ def spread(found):
     return words + (f" ± {100 * found['sd']:.1f}" if found["sd"] is not None else "")
 
 
-COMPARISON_NOTE = """\
-Test: with the weights of the best epoch on validation, where there is a validation split, else of the last. Means ±
-standard deviations over the seeds; in parentheses 95 % intervals, over images and seeds by the bootstrap, of a single
-training over the images alone. Final train: running accuracy of the last epoch, on augmented images."""
+def p_value(p):
+    """McNemar's in words."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def of_most_images(lines):
+    """Those of study.summarise's rows that have the most training images."""
+    sizes = [found["train_size"] or math.inf for found in lines]  # None: all there are
+    return [found for found, size in zip(lines, sizes) if size == max(sizes)]
+
+
+def comparison_note(lines):
+    """What the columns of `comparison` are, in words."""
+    tested = any(found["split"] == "test" for found in lines)
+    words = (
+        "Test: with the weights of the best epoch on validation, where there is a validation split, else of the last."
+        if tested
+        else "The test images were not read; validation: the best epoch, chosen and judged by the same images."
+    )
+    words += " In parentheses 95 % intervals, of a single training over the images"
+    if any(len(found["cells"]) > 1 for found in lines):
+        words += (
+            ", of several over images and seeds by the bootstrap, which makes them too narrow where the seeds are as "
+            "few as two or three; ± standard deviations over the trainings"
+        )
+    gaps = [found["vs"]["seeds"] for found in lines if found["vs"]]
+    if gaps:
+        words += "; p by McNemar's test" + ", the largest of the seeds" * (max(gaps) > 1)
+    if any(found["kind"] == "folds" for found in lines):
+        words += "; folds: the best epoch on the part that was held out"
+    return textwrap.fill(
+        f"{words}. Final train: running accuracy of the last epoch, on augmented images.", 118, break_on_hyphens=False
+    )
 
 
 def comparison(lines):
@@ -64,11 +95,14 @@ def comparison(lines):
          "F1, weighted", "difference, points", "images/s", "time"),
     ]  # fmt: skip
     for found in lines:
-        test, vs = found["test"], found["vs"]
-        accuracy = spread(test and test["accuracy"])
+        test, vs, interval = found["test"], found["vs"], ""
         if found["ci95"]:
             low, high = found["ci95"]
-            accuracy += f" ({100 * low:.1f} to {100 * high:.1f})"
+            interval = f" ({100 * low:.1f} to {100 * high:.1f})"
+        gap = ""
+        if vs:
+            low, high = map(points, vs["ci95"])
+            gap = f"{points(vs['difference'])} ({low} to {high}; {p_value(vs['mcnemar_p'])}) to row {vs['row']}"
         rows.append(
             (
                 str(found["number"]),
@@ -76,14 +110,12 @@ def comparison(lines):
                 f"{found['parameters'] / 1e6:.2f} M",
                 f"{found['flops'] / 1e6:.1f}",
                 f"{found['learning_rate']:g}",
-                spread(found["best_val"]),
+                spread(found["best_val"]) + interval * (found["split"] == "val"),
                 spread(found["final_train"]),
-                accuracy,
+                spread(test and test["accuracy"]) + interval * (found["split"] == "test"),
                 f"{test['loss']['mean']:.3f}" if test else "",
                 f"{test['f1_weighted']['mean']:.3f}" if test else "",
-                f"{points(vs['difference'])} ({points(vs['ci95'][0])} to {points(vs['ci95'][1])}) to row {vs['row']}"
-                if vs
-                else "",
+                gap,
                 f"{found['images_per_second']:.0f}" if found["images_per_second"] else "",
                 duration(found["seconds"]),
             )
@@ -94,27 +126,24 @@ def comparison(lines):
 
 def takeaways(lines):
     """What the rows of a comparison say, in sentences that name their rows."""
-    plain = [found for found in lines if found["kind"] == "seeds" and found["test"]]
+    plain = [found for found in lines if found["kind"] == "seeds" and found["accuracy"]]
     said = []
     if not plain:
         return said
+    words = "test accuracy" if plain[0]["split"] == "test" else "validation accuracy"
 
     def accuracy(found):
-        return found["test"]["accuracy"]["mean"]
+        return found["accuracy"]["mean"]
 
     def verdict(vs):
         low, high = vs["ci95"]
         if low <= 0 <= high:
             return "with these seeds and images not to be told from none"
-        each = " in each seed" if vs["seeds"] > 1 else ""
-        if vs["mcnemar_p"] < 0.001:
-            return f"McNemar's p is below 0.001{each}"
-        return f"McNemar's p is {'up to ' * bool(each)}{vs['mcnemar_p']:.3f}"
+        return f"McNemar's {p_value(vs['mcnemar_p'])}{', the largest of the seeds' * (vs['seeds'] > 1)}"
 
-    most = max((found["train_size"] or 0) for found in plain)
-    full = [found for found in plain if (found["train_size"] or 0) == most]
+    full = of_most_images(plain)
     best = max(full, key=accuracy)
-    said.append(f"Highest test accuracy: {best['title']}, {100 * accuracy(best):.1f} % (row {best['number']}).")
+    said.append(f"Highest {words}: {best['title']}, {100 * accuracy(best):.1f} % (row {best['number']}).")
     for found in full:
         if found["vs"]:
             vs = found["vs"]
@@ -136,37 +165,37 @@ def takeaways(lines):
             few, many = by_size.get(sizes[0]), by_size.get(sizes[-1])
             if few is None or many is None:
                 continue
-            words = (
-                f"{name}: from {sizes[0]:,} to {sizes[-1]:,} training images the test accuracy goes from "
+            text = (
+                f"{name}: from {sizes[0]:,} to {sizes[-1]:,} training images the {words} goes from "
                 f"{100 * accuracy(few):.1f} to {100 * accuracy(many):.1f} %"
             )
             if few["vs"] and many["vs"]:
-                words += (
+                text += (
                     f", and the difference to {many['vs']['title'].split(',')[0]} from "
                     f"{points(few['vs']['difference'])} to {points(many['vs']['difference'])} points"
                 )
-            said.append(f"{words} (rows {few['number']} and {many['number']}).")
+            said.append(f"{text} (rows {few['number']} and {many['number']}).")
 
     patches = [found for found in full if found["patch_size"]]
     if len({found["patch_size"] for found in patches}) > 1:
         order = sorted(patches, key=lambda found: found["patch_size"])
-        words = ", ".join(
+        text = ", ".join(
             f"{found['patch_size']} pixels {100 * accuracy(found):.1f} % at {found['flops'] / 1e6:.0f} MFLOPs "
             f"(row {found['number']})"
             for found in order
         )
-        said.append(f"By patch size: {words}.")
+        said.append(f"By patch size: {text}.")
 
     gap = max(full, key=lambda found: found["final_train"]["mean"] - accuracy(found))
     if gap["final_train"]["mean"] > accuracy(gap):
         said.append(
-            f"The largest gap between the last epoch's training accuracy and the test is "
+            f"The largest gap between the last epoch's training accuracy and the {words} is "
             f"{100 * (gap['final_train']['mean'] - accuracy(gap)):.1f} points: {gap['title']} (row {gap['number']})."
         )
     gains = []
     for found in lines:
-        if found["kind"] == "ensemble" and (found["train_size"] or 0) == most:
-            single = next(other for other in full if other["cells"] == found["cells"])
+        single = next((other for other in full if other["cells"] == found["cells"]), None)
+        if found["kind"] == "ensemble" and single:
             gain = points(accuracy(found) - accuracy(single))
             gains.append(f"{single['title']} {gain} (rows {found['number']} and {single['number']})")
     if gains:

@@ -156,8 +156,8 @@ def test_one_seed_has_intervals_over_the_images(compared, found, monkeypatch, tm
     half = 1.96 * gaps.std() / len(gaps) ** 0.5
     assert vit["vs"]["ci95"] == pytest.approx([gaps.mean() - half, gaps.mean() + half], abs=0.1 * half)
     assert vit["vs"]["mcnemar_p"] == metrics.mcnemar(*right)
-    assert not any("each seed" in sentence for sentence in tables.takeaways([vit, cnn]))
-    assert plots.differences([vit], tmp_path / "one.png").stat().st_size > 0
+    assert not any("of the seeds" in sentence for sentence in tables.takeaways([vit, cnn]))
+    assert plots.differences([vit], "test accuracy", tmp_path / "one.png").stat().st_size > 0
 
 
 def test_what_is_finished_is_not_run_again(compared, tmp_path):
@@ -180,7 +180,7 @@ def test_what_is_finished_is_not_run_again(compared, tmp_path):
 
     assert_refused(run("compare.py", *ASKED, "--epochs", 3, cwd=root), "another study", "--epochs 2, not 3")
     assert_refused(run("compare.py", *ASKED, "--train_sizes", 600, cwd=root), "another study", "200-images")
-    assert_refused(run("compare.py", *ASKED, "--models", "mlp", cwd=root), "another study", "cnn-200-images")
+    assert_refused(run("compare.py", *ASKED, "--models", "vit", cwd=root), "another study", "cnn-200-images")
 
 
 def test_a_failed_cell_is_told_and_the_others_go_on(tmp_path):
@@ -242,16 +242,32 @@ def test_no_test_leaves_the_test_set_alone(tmp_path, monkeypatch):
     read = data.read_split
     monkeypatch.setattr(data, "read_split", lambda name, path, train: read(name, path, train) if train else 1 / 0)
     asked = Study.create(
-        models=["mlp"], seeds=[0], dataset="digits", epochs=1, num_train_images=200, learning_rate=1e-3, no_test=True,
-        variants={"no augmentation": {"augment": "none"}},
+        models=["mlp"], seeds=[0, 1], dataset="digits", epochs=2, num_train_images=200, val_split=0.5, no_test=True,
+        learning_rate=1e-3, variants={"no augmentation": {"augment": "none"}},
     )  # fmt: skip
     cells, failed = study.run(asked)
-    lines = study.summarise(asked, cells)
-    assert not failed and [line["test"] for line in lines] == [None, None]
-    assert lines[0]["best_val"]["mean"] == cells[0]["val"]["accuracy"]
-    names = {path.name for path in study.figures(asked, cells, lines)}
-    assert names == {"model_comparison.png", "augmentation_curves.png"}
-    assert tables.takeaways(lines) == []
+    whole, bare = study.summarise(asked, cells)
+    assert not failed and whole["test"] is None and bare["test"] is None
+    names = {path.name for path in study.figures(asked, cells, [whole, bare])}
+    assert names == {
+        "model_comparison.png",
+        "augmentation_curves.png",
+        "confusion_matrix_mlp.png",
+        "model_comparison_bootstrap.png",
+    }
+
+    # the differences are on each seed's own validation images
+    right = {}
+    for cell in cells:
+        file = np.load(asked.folder / cell["name"] / "val.npz")
+        right[cell["row"], cell["seed"]] = file["labels"] == file["predictions"]
+        assert right[cell["row"], cell["seed"]].mean() == pytest.approx(cell["val"]["accuracy"])
+    gaps = np.array([right[bare["title"], seed].astype(int) - right[whole["title"], seed] for seed in (0, 1)])
+    assert gaps.shape == (2, 100) and bare["vs"]["difference"] == gaps.mean()
+    assert bare["vs"]["ci95"] == metrics.bootstrap_nested(gaps)
+    said = tables.takeaways([whole, bare])
+    assert said[0].startswith("Highest validation accuracy: ") and len(said) > 1
+    assert "test images were not read" in tables.comparison_note([whole, bare])
 
 
 def test_what_was_left_untested_is_tested_later(tmp_path, monkeypatch):
@@ -282,9 +298,32 @@ def test_a_cell_that_could_not_begin_is_begun_again(tmp_path, monkeypatch):
     assert not list((tmp_path / "output/comparison").glob("*-2"))
 
 
+def test_a_folder_without_weights_is_begun_again_in_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = Study.create(
+        models=["mlp"], seeds=[0], dataset="digits", epochs=1, num_train_images=200, learning_rate=1e-3
+    )
+    study.run(asked)
+    (tmp_path / "output/comparison/mlp-seed0/cell.json").unlink()
+    shutil.rmtree(tmp_path / "model")
+    cells, failed = study.run(asked)
+    assert not failed and study.summarise(asked, cells)[0]["test"]["accuracy"]["mean"] > 0
+    assert [path.name for path in (tmp_path / "output/comparison").iterdir()] == ["mlp-seed0"]
+
+
 @pytest.mark.parametrize(
     ("layer", "words"),
     [
+        (dict(models=["mlp"], variants={"a": {"n_layers": 2}}), "variants 'a': changes nothing of mlp"),
+        (
+            dict(models=["mlp", "tiny_cnn"], grid={"n_layers": [1, 2]}),
+            "--grid n_layers: not a setting of mlp, tiny_cnn",
+        ),
+        (dict(models=["mlp"], patch_sizes=[2]), "--patch_sizes 2"),
+        (dict(patch_sizes=[2, 4], grid={"patch_size": [2]}), "--grid patch_size: it is asked for twice"),
+        (dict(train_sizes=[200], variants={"a": {"num_train_images": 300}}), "num_train_images: it is asked for twice"),
+        (dict(grid={"patch_size": [2, 3]}), "patch size 3"),
+        (dict(embed_dim=65), "65"),
         (dict(variants=["a"]), "variants: write"),
         (dict(variants={"a": None}), "variants: write"),
         (dict(variants={"+ a": {"epochs": 1}, "- a": {"epochs": 2}}), "there twice"),
@@ -309,6 +348,16 @@ def test_bootstrap_over_seeds_and_images_knows_both_spreads():
     assert low < values.mean() < high
     flat = metrics.bootstrap_crossed(np.repeat(images[None], 8, axis=0), resamples=4000)
     assert flat[1] - flat[0] < high - low
+
+
+def test_bootstrap_of_seeds_with_images_of_their_own():
+    rng = np.random.default_rng(0)
+    seeds = rng.normal(0, 0.1, 8)
+    values = seeds[:, None] + rng.normal(0, 1, (8, 500))
+    low, high = metrics.bootstrap_nested(values, resamples=4000)
+    spread = (values.mean(1).var() / 8 + 1 / (8 * 500)) ** 0.5
+    assert (high - low) / 2 == pytest.approx(1.96 * spread, rel=0.07)
+    assert low < values.mean() < high
 
 
 def test_mcnemar():
@@ -402,7 +451,9 @@ if __name__ == "__main__":
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and "mlp-seed0 failed" in done.stderr, done.stderr
     found = json.loads((tmp_path / "output/comparison/final_results.json").read_text())
-    assert {"mlp-seed2", "mlp-seed3"} <= {cell["name"] for cell in found["cells"]}
+    assert {"mlp-seed1", "mlp-seed2", "mlp-seed3"} == {cell["name"] for cell in found["cells"]}
+    text = (tmp_path / "output/comparison/RESULTS.md").read_text()
+    assert "MLP, 3 of 4 seeds" in text and "Failed, and not in the table: mlp-seed0" in text
 
 
 @pytest.mark.slow
