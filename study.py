@@ -546,11 +546,15 @@ def run_cell(cell):
 # ------------------------------------------------------------------------------------ what they say
 
 
+def predictions_file(study, cell):
+    """A cell's predictions of the images that judge the study: the test images, or, with no_test, its seed's own
+    validation images."""
+    return study.folder / cell["name"] / ("val.npz" if study.no_test else "test.npz")
+
+
 def judged(study, cells):
-    """(labels S x n, predictions S x n, probabilities S x n x C) of the images that judge the study: the test images,
-    or, with no_test, each seed's own validation images. Of those cells that have predictions."""
-    names = [study.folder / cell["name"] / f"{'val' if study.no_test else 'test'}.npz" for cell in cells]
-    files = [np.load(name) for name in names if name.exists()]
+    """(labels S x n, predictions S x n, probabilities S x n x C) of those cells that have predictions."""
+    files = [np.load(path) for cell in cells if (path := predictions_file(study, cell)).exists()]
     if not files:
         return [], [], []
     labels, predictions, shares = (
@@ -581,7 +585,8 @@ def summarise(study, cells):
             continue
         labels, predictions, shares = judged(study, mine)
         if len(predictions):
-            right[row.title] = dict(zip((cell["seed"] for cell in mine), predictions == labels))
+            seeds = [cell["seed"] for cell in mine if predictions_file(study, cell).exists()]
+            right[row.title] = dict(zip(seeds, predictions == labels))
         lines.append(line(row.title, row, "seeds", mine, asked=len(study.seeds)))
         if len(predictions) > 1:
             lines[-1]["ci95"] = interval(predictions == labels)
@@ -705,9 +710,8 @@ def figures(study, cells, lines):
             if by == "patch_size" and found not in shown:
                 continue
             suffix = {"patch_size": f", patch {found[by]}", "train_size": f", {found[by] or 0:,} images"}[by]
-            series.setdefault(found["title"].replace(suffix, "", 1), []).append(
-                (found[by], found["accuracy"]["values"])
-            )
+            name = found["row"].replace(suffix, "", 1)
+            series.setdefault(name, []).append((found[by], found["accuracy"]["values"]))
         written.append(plots.accuracy_by(series, label, words, folder / f"accuracy_by_{by}.png"))
 
     against = [found for found in plain if found["vs"]]

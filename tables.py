@@ -159,7 +159,7 @@ def takeaways(lines):
         series = {}
         for found in plain:
             if found["train_size"]:
-                name = found["title"].replace(f", {found['train_size']:,} images", "", 1)
+                name = found["row"].replace(f", {found['train_size']:,} images", "", 1)
                 series.setdefault(name, {})[found["train_size"]] = found
         for name, by_size in series.items():
             few, many = by_size.get(sizes[0]), by_size.get(sizes[-1])
