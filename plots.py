@@ -414,7 +414,7 @@ def accuracy_by(series, xlabel, ylabel, path):
 def differences(rows, words, path):
     """Differences in accuracy (`words` say which) with their intervals and McNemar's test, of study.summarise's rows
     that have a "vs"."""
-    figure = Figure(figsize=(8, 1.5 + 0.42 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(8, 1.7 + 0.42 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     for i, found in enumerate(rows):
         vs = found["vs"]
@@ -428,7 +428,7 @@ def differences(rows, words, path):
     axes.set_yticks(range(len(rows)), [f"{found['title']}\n- {found['vs']['title']}" for found in rows], fontsize=9)
     axes.set_ylim(len(rows) - 0.5, -0.7)
     over = "images and seeds" if any(found["vs"]["seeds"] > 1 for found in rows) else "images; one seed"
-    axes.set_xlabel(f"difference in {words}, points (95 % interval over {over}; p by McNemar's test)")
+    axes.set_xlabel(f"difference in {words}, points\n95 % interval over {over}; p by McNemar's test")
     axes.grid(alpha=0.3, axis="x")
     return save(figure, path)
 
