@@ -35,6 +35,7 @@ def parse_args():
         "--learning_rates", nargs="+", metavar="RATE", help="tried on validation (default: 3e-4 1e-3 3e-3)"
     )
     parser.add_argument("--lr_epochs", metavar="N", help="of these trials (default: a quarter of --epochs)")
+    parser.add_argument("--min_steps", metavar="N", help="more epochs for few training images, to make so many steps")
     parser.add_argument("--jobs", metavar="N", help="trainings side by side (default: 1)")
     for group in ("data", "model", "recipe", "run"):
         names = [name for name in in_groups(group) if name not in study.NOT_SHARED]

@@ -64,6 +64,7 @@ class Study:
     reference: str | None = None  # the model that the others are compared with
     learning_rates: tuple = LEARNING_RATES  # of which each model gets the best on validation
     lr_epochs: int | None = None  # of these trials (default: a quarter of the epochs)
+    min_steps: int | None = None  # rows with few images get more epochs, to make so many
     jobs: int = 1  # cells side by side
     no_test: bool = False
     settings: dict = field(default_factory=dict)
@@ -86,7 +87,7 @@ class Study:
         for name, kind in LISTS.items():
             if name in own:
                 own[name] = several(name, own[name], kind)
-        for name in ("folds", "lr_epochs", "jobs"):
+        for name in ("folds", "lr_epochs", "min_steps", "jobs"):
             if name in own:
                 own[name] = number(name, own[name], low=2 if name == "folds" else 1)
         if "learning_rates" in own:
@@ -126,6 +127,8 @@ class Study:
         for name, listed in (("patch_size", self.patch_sizes), ("num_train_images", self.train_sizes)):
             if listed and any(name in changes for changes in (self.grid, *self.variants.values())):
                 raise UserError(f"--grid {name}: it is asked for twice, as a list of its own too; keep one")
+        if self.min_steps and not any(self.config(row, seed=0).num_train_images for row in self.rows()):
+            raise UserError(f"--min_steps {self.min_steps}: is for --train_sizes; give them, or leave it out")
         slugs = [row.slug for row in self.rows()]
         for row in self.rows():
             if slugs.count(row.slug) > 1:
@@ -164,14 +167,21 @@ class Study:
         return found
 
     def config(self, row, *, seed, **more):
-        """The TrainConfig of a cell."""
+        """The TrainConfig of a cell; with min_steps of as many epochs, and epochs of warmup, as that takes."""
         shared = {name: value for name, value in self.settings.items() if has(row.model, name)}
         paths = {
             name: str(Path(self.settings.get(name, FIELDS[name].default)) / self.name)
             for name in ("model_path", "output_path")
         }
         own = dict(model=row.model, seed=seed, no_test=True, resume="auto", **paths)
-        return TrainConfig.create(shared, {**row.settings, **own, **more})
+        config = TrainConfig.create(shared, {**row.settings, **own, **more})
+        if not self.min_steps or not config.num_train_images or "epochs" in more:
+            return config
+        share = 1 / config.folds if config.folds else config.val_split
+        batches = math.ceil(config.num_train_images * (1 - share) / config.batch_size)
+        epochs = max(config.epochs, math.ceil(self.min_steps / math.ceil(batches / config.grad_accum_steps)))
+        warmup = {} if config.warmup_steps else {"warmup_epochs": config.warmup_epochs * epochs / config.epochs}
+        return dataclasses.replace(config, epochs=epochs, **warmup)
 
     @property
     def folder(self):
@@ -641,6 +651,7 @@ def line(title, row, kind, mine, asked=0):
         "train_size": row.size,
         "patch_size": row.settings.get("patch_size"),
         "cells": [cell["name"] for cell in mine],
+        "epochs": mine[0]["settings"]["epochs"],
         "learning_rate": mine[0]["settings"]["learning_rate"],
         "parameters": mine[0]["parameters"],
         "flops": mine[0]["flops"],
@@ -812,6 +823,10 @@ def protocol(study, cells):
         **{name: flag(name)[2:].replace("_", " ") + " {:g}" for name in PIECES},
         "val_split": "{:.0%} of the training images held out",
     }
+    if study.min_steps:
+        words["epochs"], shared["epochs"] = "{} epochs or more, so that there are %d steps" % study.min_steps, min(
+            found["epochs"] for found in settings
+        )
     parts = [text.format(shared[name]) for name, text in words.items() if shared.get(name)]
     parts += ["no validation split"] * (shared.get("val_split") == 0)
     parts += [f"seeds {', '.join(map(str, study.seeds))}"]

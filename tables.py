@@ -89,11 +89,12 @@ def comparison_note(lines):
 
 
 def comparison(lines):
-    """study.summarise's rows as markdown, without columns that are empty."""
+    """study.summarise's rows as markdown, without columns that are empty; epochs where they differ."""
     rows = [
-        ("row", "model", "parameters", "MFLOPs", "learning rate", "best val, %", "final train, %", "test, %", "loss",
+        ("row", "model", "parameters", "MFLOPs", "epochs", "learning rate", "best val, %", "final train, %", "test, %", "loss",
          "F1, weighted", "difference, points", "images/s", "time"),
     ]  # fmt: skip
+    epochs_differ = len({found["epochs"] for found in lines}) > 1
     for found in lines:
         test, vs, interval = found["test"], found["vs"], ""
         if found["ci95"]:
@@ -109,6 +110,7 @@ def comparison(lines):
                 found["title"],
                 f"{found['parameters'] / 1e6:.2f} M",
                 f"{found['flops'] / 1e6:.1f}",
+                str(found["epochs"]) * epochs_differ,
                 f"{found['learning_rate']:g}",
                 spread(found["best_val"]) + interval * (found["split"] == "val"),
                 spread(found["final_train"]),
