@@ -817,18 +817,17 @@ def protocol(study, cells):
         "epochs": "{} epochs",
         "batch_size": "batch {}",
         "optimizer": "{}, cosine schedule",
-        "warmup_epochs": "warmup {:g} epochs",
+        "warmup_epochs": "epochs of warmup: {:g}",
         "warmup_steps": "warmup {} steps",
         "augment": "augmentation {}",
         **{name: flag(name)[2:].replace("_", " ") + " {:g}" for name in PIECES},
         "val_split": "{:.0%} of the training images held out",
     }
     if study.min_steps:
-        words["epochs"], shared["epochs"] = "{} epochs or more, so that there are %d steps" % study.min_steps, min(
-            found["epochs"] for found in settings
-        )
+        words["epochs"] = f"{{}} epochs, more where that makes fewer than {study.min_steps:,} steps"
+        shared["epochs"] = min(found["epochs"] for found in settings)
     parts = [text.format(shared[name]) for name, text in words.items() if shared.get(name)]
     parts += ["no validation split"] * (shared.get("val_split") == 0)
-    parts += [f"seeds {', '.join(map(str, study.seeds))}"]
+    parts += [f"seed{'s' * (len(study.seeds) > 1)} {', '.join(map(str, study.seeds))}"]
     parts += [f"{cells[0]['hardware']}, {study.jobs} at a time" if study.jobs > 1 else cells[0]["hardware"]]
     return "; ".join(parts)

@@ -91,8 +91,8 @@ def comparison_note(lines):
 def comparison(lines):
     """study.summarise's rows as markdown, without columns that are empty; epochs where they differ."""
     rows = [
-        ("row", "model", "parameters", "MFLOPs", "epochs", "learning rate", "best val, %", "final train, %", "test, %", "loss",
-         "F1, weighted", "difference, points", "images/s", "time"),
+        ("row", "model", "parameters", "MFLOPs", "epochs", "learning rate", "best val, %", "final train, %", "test, %",
+         "loss", "F1, weighted", "difference, points", "images/s", "time"),
     ]  # fmt: skip
     epochs_differ = len({found["epochs"] for found in lines}) > 1
     for found in lines:
