@@ -180,8 +180,8 @@ class Study:
         share = 1 / config.folds if config.folds else config.val_split
         batches = math.ceil(config.num_train_images * (1 - share) / config.batch_size)
         epochs = max(config.epochs, math.ceil(self.min_steps / math.ceil(batches / config.grad_accum_steps)))
-        warmup = {} if config.warmup_steps else {"warmup_epochs": config.warmup_epochs * epochs / config.epochs}
-        return dataclasses.replace(config, epochs=epochs, **warmup)
+        warmup = round(config.warmup_epochs * epochs / config.epochs, 6)  # 0 where it is given in steps
+        return dataclasses.replace(config, epochs=epochs, warmup_epochs=warmup)
 
     @property
     def folder(self):

@@ -1,6 +1,7 @@
 """compare.py and study.py: one protocol, cells that are run once, and numbers that can be checked."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -30,7 +31,7 @@ from study import Study
 SMALL = ["--dataset", "digits", "--n_layers", 1, "--embed_dim", 16, "--epochs", 2, "--lr_epochs", 1]
 ASKED = [
     *SMALL, "--models", "vit", "simple_cnn", "mlp", "--seeds", 0, 1, "--train_sizes", 200, 600, "--patch_sizes", 2, 4,
-    "--stem", "linear", "--hidden_sizes", 16, "--learning_rates", "1e-4", "3e-3",
+    "--min_steps", 15, "--stem", "linear", "--hidden_sizes", 16, "--learning_rates", "1e-4", "3e-3",
 ]  # fmt: skip
 
 
@@ -60,8 +61,9 @@ def test_every_cell_is_there_with_all_that_is_asked(compared, found):
         labels, predictions, shares = load(root, cell)
         assert cell["test"]["accuracy"] == pytest.approx((labels == predictions).mean())
         assert (shares.argmax(-1) == predictions).mean() > 0.98  # stored in half precision, where some are equal
-        assert [row["epoch"] for row in cell["history"]] == [1, 2]
-        assert cell["settings"]["epochs"] == 2 and cell["settings"]["learning_rate"] in (1e-4, 3e-3)
+        epochs = 3 if cell["row"].endswith("200 images") else 2  # of 6 and of 17 batches
+        assert [row["epoch"] for row in cell["history"]] == [*range(1, epochs + 1)]
+        assert cell["settings"]["epochs"] == epochs and cell["settings"]["learning_rate"] in (1e-4, 3e-3)
         assert min(cell[name] for name in ("parameters", "flops", "images_per_second", "seconds")) > 0
         assert checkpoint.load(root / cell["checkpoint"]).config.model == cell["model"]
         for split in ("train", "val", "test"):
@@ -129,6 +131,8 @@ def test_the_table_is_what_the_predictions_say(compared, found):
 
     text = (root / "output/comparison/RESULTS.md").read_text()
     assert tables.comparison(found["rows"]) in text and found["protocol"] in text
+    assert "2 epochs, more where that makes fewer than 15 steps" in text and "| MFLOPs | epochs |" in text
+    assert " epochs |" not in tables.comparison(found["rows"][:2])  # where they do not differ
     assert "`python compare.py --dataset digits --n_layers 1" in text and "compare.py" in found["command"]
     numbers = {row["number"] for row in found["rows"]}
     said = [line for line in text.splitlines() if line.startswith("- ")]
@@ -178,7 +182,7 @@ def test_what_is_finished_is_not_run_again(compared, tmp_path):
 
     assert numbers((root / "output/comparison/RESULTS.md").read_text()) == numbers(results_before)
 
-    assert_refused(run("compare.py", *ASKED, "--epochs", 3, cwd=root), "another study", "--epochs 2, not 3")
+    assert_refused(run("compare.py", *ASKED, "--epochs", 4, cwd=root), "another study", "--epochs 3, not 4")
     assert_refused(run("compare.py", *ASKED, "--train_sizes", 600, cwd=root), "another study", "200-images")
     assert_refused(run("compare.py", *ASKED, "--models", "vit", cwd=root), "another study", "cnn-200-images")
 
@@ -222,6 +226,24 @@ def test_rows_of_a_grid_and_of_variants():
     alone = Study.create(models=["mlp"], grid=["dropout=0,0.1"], dataset="digits")
     assert [alone.reference_of(row) for row in alone.rows()] == [None, alone.rows()[0]]
     assert study.read_grid(["qkv_bias=true,false"]) == {"qkv_bias": [True, False]}
+
+
+@pytest.mark.parametrize(("more", "folds"), [({}, 0), ({"grad_accum_steps": 2}, 0), ({"val_split": 0.25}, 5)])
+def test_few_images_are_seen_often_enough(more, folds):
+    one = Study.create(
+        models=["vit"], dataset="digits", epochs=4, warmup_epochs=1, train_sizes=[100, 300, 1300], min_steps=11,
+        folds=folds or None, batch_size=64, **more,
+    )  # fmt: skip
+    cells = study.plan(one, {})
+    assert len(cells) == 3 * (3 + folds)
+    for cell in cells:
+        config = cell.config
+        steps = math.ceil(len(data.load(config, splits=("train",)).train) / config.grad_accum_steps)
+        assert config.epochs * steps >= 11
+        assert config.epochs == 4 or (config.epochs - 1) * steps < 11  # no more than it takes
+        assert config.warmup_epochs == pytest.approx(config.epochs / 4)
+    assert len({cell.config.epochs for cell in cells}) > 1
+    assert {cell.config.epochs for cell in study.trials(one)} == {1}  # of the most images, a quarter
 
 
 def test_cross_validation_holds_out_each_image_once(tmp_path):
@@ -383,6 +405,7 @@ def test_mcnemar():
         (["--seeds", "x"], ["x", "whole number"]),
         (["--folds", "1"], ["--folds 1", "at least 2"]),
         (["--jobs", "0"], ["--jobs 0"]),
+        (["--min_steps", "9"], ["--min_steps 9", "--train_sizes"]),
         (["--folder_name", "a/b"], ["--folder_name 'a/b'"]),
         (["--epochs", "two"], ["--epochs 'two'"]),
         (["--dataset", "mnist"], ["mnist", "cifar10"]),
