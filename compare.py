@@ -15,6 +15,7 @@ import argparse
 import sys
 
 import engine
+import findings
 import study
 import tables
 from checkpoint import replacing
@@ -57,10 +58,10 @@ def main():
     if not cells:
         raise UserError(f"no training succeeded; the first: {failed[0][0]}: {failed[0][1]}")
 
-    lines = study.summarise(asked, cells)
+    lines = findings.summarise(asked, cells)
     parts = [
         f"# {asked.name}",
-        f"{study.protocol(asked, cells)}. Made by `python {tables.command(engine.command_line())}`.",
+        f"{findings.protocol(asked, cells)}. Made by `python {tables.command(engine.command_line())}`.",
         tables.comparison(lines) + "\n" + tables.comparison_note(lines),
         "\n".join(f"- {text}" for text in tables.takeaways(lines)),
         "\n".join(f"- Failed, and not in the table: {name} ({error})" for name, error in failed),
@@ -68,8 +69,8 @@ def main():
     words = "\n\n".join(part for part in parts if part) + "\n"
     with replacing(asked.folder / "RESULTS.md") as part:
         part.write_text(words, encoding="utf-8")
-    written = study.write_results(asked, cells, lines, failed)
-    for path in (*study.figures(asked, cells, lines), *written, asked.folder / "RESULTS.md"):
+    written = findings.write_results(asked, cells, lines, failed)
+    for path in (*findings.figures(asked, cells, lines), *written, asked.folder / "RESULTS.md"):
         print(path)
     print(f"\n{words}")
     for name, error in failed:

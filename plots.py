@@ -412,7 +412,7 @@ def accuracy_by(series, xlabel, ylabel, path):
 
 
 def differences(rows, words, path):
-    """Differences in accuracy (`words` say which) with their intervals and McNemar's test, of study.summarise's rows
+    """Differences in accuracy (`words` say which) with their intervals and McNemar's test, of findings.summarise's rows
     that have a "vs"."""
     figure = Figure(figsize=(8, 1.7 + 0.42 * len(rows)), layout="constrained")
     axes = figure.add_subplot()

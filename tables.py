@@ -46,7 +46,7 @@ def points(share):
 
 
 def spread(found):
-    """A study.spread in percent: the mean, with the standard deviation of several."""
+    """A findings.spread in percent: the mean, with the standard deviation of several."""
     if found is None:
         return ""
     words = f"{100 * found['mean']:.1f}"
@@ -59,7 +59,7 @@ def p_value(p):
 
 
 def of_most_images(lines):
-    """Those of study.summarise's rows that have the most training images."""
+    """Those of findings.summarise's rows that have the most training images."""
     sizes = [found["train_size"] or math.inf for found in lines]  # None: all there are
     return [found for found, size in zip(lines, sizes) if size == max(sizes)]
 
@@ -89,7 +89,7 @@ def comparison_note(lines):
 
 
 def comparison(lines):
-    """study.summarise's rows as markdown, without columns that are empty; epochs where they differ."""
+    """findings.summarise's rows as markdown, without columns that are empty; epochs where they differ."""
     rows = [
         ("row", "model", "parameters", "MFLOPs", "epochs", "learning rate", "best val, %", "final train, %", "test, %",
          "loss", "F1, weighted", "difference, points", "images/s", "time"),

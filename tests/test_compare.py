@@ -1,4 +1,4 @@
-"""compare.py and study.py: one protocol, cells that are run once, and numbers that can be checked."""
+"""compare.py, study.py and findings.py: one protocol, cells that are run once, and numbers that can be checked."""
 
 import json
 import math
@@ -20,6 +20,7 @@ from scipy.stats import binomtest
 import checkpoint
 import data
 import engine
+import findings
 import metrics
 import plots
 import results
@@ -149,7 +150,7 @@ def test_one_seed_has_intervals_over_the_images(compared, found, monkeypatch, tm
     monkeypatch.chdir(compared[0])
     asked = Study.create(models=["vit", "simple_cnn"], dataset="digits", train_sizes=[600], patch_sizes=[2], seeds=[0])
     cells = [cell for cell in found["cells"] if cell["seed"] == 0]
-    vit, cnn = study.summarise(asked, cells)
+    vit, cnn = findings.summarise(asked, cells)
     labels = load(compared[0], cells[0])[0]
     right = [
         load(compared[0], next(cell for cell in cells if cell["row"] == line["title"]))[1] == labels
@@ -268,9 +269,9 @@ def test_no_test_leaves_the_test_set_alone(tmp_path, monkeypatch):
         learning_rate=1e-3, variants={"no augmentation": {"augment": "none"}},
     )  # fmt: skip
     cells, failed = study.run(asked)
-    whole, bare = study.summarise(asked, cells)
+    whole, bare = findings.summarise(asked, cells)
     assert not failed and whole["test"] is None and bare["test"] is None
-    names = {path.name for path in study.figures(asked, cells, [whole, bare])}
+    names = {path.name for path in findings.figures(asked, cells, [whole, bare])}
     assert names == {
         "model_comparison.png",
         "augmentation_curves.png",
@@ -302,7 +303,7 @@ def test_what_was_left_untested_is_tested_later(tmp_path, monkeypatch):
     assert not failed and [cell["test"]["n"] for cell in cells] == [360, 360]
     assert cells[0]["settings"]["min_lr"] == 1e-6  # not above the rate
     assert (tmp_path / "model/comparison/mlp-seed0/last.pt").stat().st_mtime_ns == weights  # not trained again
-    assert study.summarise(asked, cells)[0]["test"]["accuracy"]["values"] == [
+    assert findings.summarise(asked, cells)[0]["test"]["accuracy"]["values"] == [
         cell["test"]["accuracy"] for cell in cells
     ]
 
@@ -329,7 +330,7 @@ def test_a_folder_without_weights_is_begun_again_in_place(tmp_path, monkeypatch)
     (tmp_path / "output/comparison/mlp-seed0/cell.json").unlink()
     shutil.rmtree(tmp_path / "model")
     cells, failed = study.run(asked)
-    assert not failed and study.summarise(asked, cells)[0]["test"]["accuracy"]["mean"] > 0
+    assert not failed and findings.summarise(asked, cells)[0]["test"]["accuracy"]["mean"] > 0
     assert [path.name for path in (tmp_path / "output/comparison").iterdir()] == ["mlp-seed0"]
 
 
