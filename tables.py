@@ -58,6 +58,12 @@ def p_value(p):
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
+def difference(vs, *more):
+    """The "vs" of a row in points, with its interval."""
+    low, high = map(points, vs["ci95"])
+    return f"{points(vs['difference'])} ({'; '.join([f'{low} to {high}', *more])})"
+
+
 def of_most_images(lines):
     """Those of findings.summarise's rows that have the most training images."""
     sizes = [found["train_size"] or math.inf for found in lines]  # None: all there are
@@ -102,8 +108,7 @@ def comparison(lines):
             interval = f" ({100 * low:.1f} to {100 * high:.1f})"
         gap = ""
         if vs:
-            low, high = map(points, vs["ci95"])
-            gap = f"{points(vs['difference'])} ({low} to {high}; {p_value(vs['mcnemar_p'])}) to row {vs['row']}"
+            gap = f"{difference(vs, p_value(vs['mcnemar_p']))} to row {vs['row']}"
         rows.append(
             (
                 str(found["number"]),
@@ -173,8 +178,8 @@ def takeaways(lines):
             )
             if few["vs"] and many["vs"]:
                 text += (
-                    f", and the difference to {many['vs']['title'].split(',')[0]} from "
-                    f"{points(few['vs']['difference'])} to {points(many['vs']['difference'])} points"
+                    f", and the difference to {many['vs']['title'].split(',')[0]} from {difference(few['vs'])} to "
+                    f"{difference(many['vs'])} points"
                 )
             said.append(f"{text} (rows {few['number']} and {many['number']}).")
 
