@@ -105,8 +105,9 @@ def test_mlp_head_is_linear_tanh_linear():
 
 @pytest.mark.parametrize("stem_depth", [1, 3])
 def test_conv_stem_and_sequence_pooling(stem_depth):
-    model = small(stem="conv", stem_depth=stem_depth, patch_size=4, pool="seq").train()  # batch norm by the batch
-    images = torch.randn(2, 3, 16, 16)
+    model = small(stem="conv", stem_depth=stem_depth, patch_size=4, pool="seq").double()
+    model.train()  # batch norm by the batch
+    images = torch.randn(2, 3, 16, 16, dtype=torch.double)
     logits, attention, hidden = model(images, return_attention=True, return_hidden=True)
     assert attention.shape == (2, 3, 4, 16, 16)  # no CLS
     x = images
