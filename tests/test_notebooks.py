@@ -6,7 +6,7 @@ import shutil
 
 import nbformat
 import pytest
-from conftest import ROOT, SHARED, assert_refused, run
+from conftest import ROOT, assert_refused, run
 from nbclient import NotebookClient
 from PIL import Image
 
@@ -27,10 +27,10 @@ def copy(tmp_path):
     return tmp_path
 
 
-@pytest.fixture
+@pytest.fixture(params=["cls", "seq"])
 def settings(request):
-    """model_path and data_path for a notebook: shipped ones, or, without CIFAR, those of the digits run."""
-    if SHARED.exists():
+    """model_path and data_path for a notebook: the shipped ones, with CLS, and those of the digits run, without."""
+    if request.param == "cls":
         return {"data_path": str(request.getfixturevalue("cifar_root"))}
     root, _ = request.getfixturevalue("digits_run")
     return {"model_path": str(root / "model/vit-layer4-8-digits")}
