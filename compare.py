@@ -5,10 +5,10 @@
     python compare.py --models vit --grid embed_dim=64,128 --grid dropout=0,0.1
     python compare.py --config configs/compare-cpu.yaml               # a whole study, for two CPU cores
 
-All rows share data order, augmentation, schedule and epochs; each model gets the best of --learning_rates on
-validation, or --learning_rate. Any other flag of train.py goes to every row that has such a setting. What is
-finished is not run again: the same command goes on. Writes output/NAME/ (RESULTS.md, final_results.json,
-figures) and model/NAME/ (each training's best weights).
+All rows share data order, augmentation, schedule and epochs (--min_steps: more of few images); each model gets the
+best of --learning_rates on validation, or --learning_rate. Any other flag of train.py goes to every row that has
+such a setting. What is finished is not run again: the same command goes on. Writes output/NAME/ (RESULTS.md,
+final_results.json, figures) and model/NAME/ (each training's best weights).
 """
 
 import argparse

@@ -4,7 +4,7 @@
     cells, failed = run(study)
 
 A row is a model with its settings; a cell is a row with a seed, one training. All cells share data
-order, augmentation, shape of the schedule and epochs; each model has a learning rate of its own,
+order, augmentation, shape of the schedule and epochs (but for min_steps); each model has a learning rate of its own,
 chosen on validation. A finished cell lies in OUTPUT_PATH/NAME/CELL and is never run again.
 """
 
