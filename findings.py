@@ -52,11 +52,11 @@ def spread(values):
 
 
 def summarise(study, cells):
-    """The rows of the table, dicts: of each row of the study with finished cells, then its ensemble of
-    seeds and its cross-validation. "vs" is the difference in accuracy (test, or with no_test validation) to the
+    """The rows of the table, dicts: of each row of the study with finished cells, after them the ensembles of
+    their seeds and the cross-validations. "vs" is the difference in accuracy (test, or with no_test validation) to the
     reference, of the seeds that both have: {"row", "title", "seeds" (how many), "difference", "ci95", "mcnemar_p"
     (the largest)}."""
-    lines, right = [], {}  # title -> seed -> n: whether each image was got right
+    lines, ensembles, right = [], [], {}  # title -> seed -> n: whether each image was got right
     interval = metrics.bootstrap_nested if study.no_test else metrics.bootstrap_crossed
     for row in study.rows():
         mine = [cell for cell in cells if cell["row"] == row.title and cell["kind"] == "seed"]
@@ -79,7 +79,8 @@ def summarise(study, cells):
             ensemble["test"] = {name: spread([test[name]]) for name in ("accuracy", "loss", "f1_weighted")}
             ensemble.update(ci95=test["ci95"], best_val=None, final_train=None, images_per_second=None)
             ensemble["accuracy"] = ensemble["test"]["accuracy"]
-            lines.append(ensemble)
+            ensembles.append(ensemble)
+    lines += ensembles
     for row in study.rows():
         mine = [cell for cell in cells if cell["row"] == row.title and cell["kind"] == "fold"]
         if mine:

@@ -89,8 +89,8 @@ def table(folders, models=Path("model")):
 
 
 KINDS = {
-    "faithfulness": (lambda text: tables.faithfulness(json.loads(text)), "visualize.py faithfulness"),
-    "comparison": (lambda text: text.split("\n", 2)[2], "compare.py"),  # a RESULTS.md, its title left out
+    "faithfulness": (lambda found, _: tables.faithfulness(found), "visualize.py faithfulness"),
+    "comparison": (tables.study, "compare.py"),
 }
 
 
@@ -101,7 +101,7 @@ def fill(text):
     def one(found):
         make, script = KINDS[found["kind"]]
         try:
-            made = make(Path(found["file"]).read_text())
+            made = make(json.loads(Path(found["file"]).read_text()), found["file"])
         except (OSError, ValueError) as error:
             raise UserError(f"{found['file']} cannot be read ({error}); make it with {script}") from None
         return f"{found['start']}\n\n{made.strip()}\n\n{found['end']}"

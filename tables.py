@@ -3,6 +3,7 @@
 import math
 import re
 import textwrap
+from pathlib import PurePosixPath
 
 
 def markdown(rows):
@@ -94,15 +95,19 @@ def comparison_note(lines):
     )
 
 
-def comparison(lines):
-    """findings.summarise's rows as markdown, without columns that are empty; epochs where they differ."""
+def comparison(lines, brief=False):
+    """findings.summarise's rows as markdown, without columns that are empty; epochs where they differ. Brief: without
+    ensembles and cross-validation, and of the measures the test accuracy alone, where there is one."""
     rows = [
         ("row", "model", "parameters", "MFLOPs", "epochs", "learning rate", "best val, %", "final train, %", "test, %",
          "loss", "F1, weighted", "difference, points", "images/s", "time"),
     ]  # fmt: skip
+    if brief:
+        lines = [found for found in lines if found["kind"] == "seeds"]
     epochs_differ = len({found["epochs"] for found in lines}) > 1
     for found in lines:
         test, vs, interval = found["test"], found["vs"], ""
+        full = not (test and brief)
         if found["ci95"]:
             low, high = found["ci95"]
             interval = f" ({100 * low:.1f} to {100 * high:.1f})"
@@ -117,11 +122,11 @@ def comparison(lines):
                 f"{found['flops'] / 1e6:.1f}",
                 str(found["epochs"]) * epochs_differ,
                 f"{found['learning_rate']:g}",
-                spread(found["best_val"]) + interval * (found["split"] == "val"),
-                spread(found["final_train"]),
+                (spread(found["best_val"]) + interval * (found["split"] == "val")) * full,
+                spread(found["final_train"]) * full,
                 spread(test and test["accuracy"]) + interval * (found["split"] == "test"),
-                f"{test['loss']['mean']:.3f}" if test else "",
-                f"{test['f1_weighted']['mean']:.3f}" if test else "",
+                f"{test['loss']['mean']:.3f}" if test and full else "",
+                f"{test['f1_weighted']['mean']:.3f}" if test and full else "",
                 gap,
                 f"{found['images_per_second']:.0f}" if found["images_per_second"] else "",
                 duration(found["seconds"]),
@@ -129,6 +134,15 @@ def comparison(lines):
         )
     filled = [column for column in zip(*rows) if any(column[1:])]
     return markdown(list(zip(*filled)))
+
+
+def study(contents, file):
+    """A study's final_results.json, which lies in `file`, in short: protocol, brief table and where the rest is."""
+    rest = f"{PurePosixPath(file).parent}/RESULTS.md"
+    return (
+        f"{contents['protocol']}. By `python {command(contents['command'])}`; every measure, ensembles and what the "
+        f"rows say: [`{rest}`]({rest}).\n\n{comparison(contents['rows'], brief=True)}"
+    )
 
 
 def takeaways(lines):

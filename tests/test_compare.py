@@ -417,14 +417,21 @@ def test_bad_input_is_refused_in_a_line(tmp_path, flags, words):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_page_includes_the_results(compared, tmp_path, monkeypatch):
+def test_a_page_includes_the_results(compared, found, tmp_path, monkeypatch):
     monkeypatch.chdir(compared[0])
-    page = "before\n<!-- comparison: output/comparison/RESULTS.md -->\nold\n<!-- /comparison -->\nafter"
+    page = "before\n<!-- comparison: output/comparison/final_results.json -->\nold\n<!-- /comparison -->\nafter"
     text = results.fill(page)
-    told = (compared[0] / "output/comparison/RESULTS.md").read_text()
-    assert "old" not in text and told.split("\n", 2)[2].strip() in text and text.endswith("<!-- /comparison -->\nafter")
-    with pytest.raises(UserError, match="nowhere.md.*compare.py"):
-        results.fill(page.replace("output/comparison/RESULTS.md", "nowhere.md"))
+    assert "old" not in text and found["protocol"] in text and text.endswith("<!-- /comparison -->\nafter")
+    assert "(output/comparison/RESULTS.md)" in text and "ensemble of" not in text
+    whole = tables.comparison(found["rows"]).splitlines()[2:]
+    plain = [row["number"] for row in found["rows"] if row["kind"] == "seeds"]
+    brief = [line for line in text.splitlines() if line.startswith("| ")][2:]
+    assert plain == list(range(1, len(brief) + 1))  # ensembles come after
+    for short, long in zip(brief, whole):  # the same numbers, fewer of them
+        cells = long.split(" | ")
+        assert short.split(" | ")[:3] == cells[:3] and set(short.split(" | ")) < set(cells)
+    with pytest.raises(UserError, match="nowhere.json.*compare.py"):
+        results.fill(page.replace("output/comparison/final_results.json", "nowhere.json"))
 
 
 def test_every_study_of_configs_can_be_run():
