@@ -140,7 +140,7 @@ def study(contents, file):
     """A study's final_results.json, which lies in `file`, in short: protocol, brief table and where the rest is."""
     rest = f"{PurePosixPath(file).parent}/RESULTS.md"
     return (
-        f"{contents['protocol']}. By `python {command(contents['command'])}`; every measure, ensembles and what the "
+        f"{contents['protocol']}. By `python {command(contents['command'])}`; every measure and what the "
         f"rows say: [`{rest}`]({rest}).\n\n{comparison(contents['rows'], brief=True)}"
     )
 
