@@ -1,7 +1,7 @@
 """One self-describing file: weights, config, classes, normalisation, history; and readers of
 foreign layouts.
 
-    found = checkpoint.load("model/vit-layer6-32-cifar10")        # a file, or a run folder's best.pt
+    found = checkpoint.load("model/vit-plain-cpu-32-cifar10")     # a file, or a run folder's best.pt
     found.predict(Image.open("cat.png"))                          # [("cat", 0.93), ...]
     found = checkpoint.load("theirs.pth", dataset="cifar10", num_heads=4)
     python checkpoint.py /tmp/model/NAME model/NAME/best.pt       # a smaller copy, to publish
@@ -237,12 +237,17 @@ def load_weights(model, path):
 
     The position embedding is resized to another number of patches (section 3.2 of the paper), and a
     head for other classes stays as it is. Returns lines that say what was used and what was not.
-    Raises UserError where nothing fits.
+    Raises UserError where nothing fits, or where the heads are not as many, which no shape shows.
     """
     foreign = FORMAT not in read(path)
     found = load(
         path, **({"num_heads": model.blocks[0].attn.num_heads} if foreign and hasattr(model, "blocks") else {})
     )
+    heads = [each.blocks[0].attn.num_heads for each in (found.model, model) if hasattr(each, "blocks")]
+    if len(set(heads)) > 1:
+        raise UserError(
+            f"--init_from {path}: it has {heads[0]} attention heads, not {heads[1]}; give --num_heads {heads[0]}"
+        )
     theirs, ours = found.model.state_dict(), model.state_dict()
     old, new = (getattr(each, "grid_size", None) for each in (found.model, model))
     if "pos_embed" in ours and "pos_embed" in theirs and old != new:

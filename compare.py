@@ -1,8 +1,8 @@
 """Several models under one protocol, with error bars.
 
     python compare.py --dataset digits --epochs 10                    # ViT and CNN, three seeds each
-    python compare.py --patch_sizes 4 8 --train_sizes 1000 5000 50000 --epochs 12
-    python compare.py --models vit --grid embed_dim=64,128 --grid dropout=0,0.1
+    python compare.py --folder_name sizes --patch_sizes 4 8 --train_sizes 1000 5000 50000 --epochs 12 --min_steps 1000
+    python compare.py --folder_name widths --models vit --grid embed_dim=64,128 --grid dropout=0,0.1 --no_test
     python compare.py --config configs/compare-cpu.yaml               # a whole study, for two CPU cores
 
 All rows share data order, augmentation, schedule and epochs (--min_steps: more of few images); each model gets the

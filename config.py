@@ -43,7 +43,7 @@ class TrainConfig:
     num_workers: int = setting(
         2, "data", "processes that decode image folders (other sets need none)", low=0, high=1024
     )
-    cache_gb: float = setting(4.0, "data", "folders up to this many GB of pixels are kept in memory", low=0)
+    cache_gb: float = setting(4.0, "data", "splits of a folder up to so many GB of pixels are kept in memory", low=0)
     val_split: float = setting(0.1, "data", "share of the training set held out for validation", low=0, high=0.9)
     folds: int | None = setting(None, "data", "cross-validation: validate on one of so many parts instead", low=2)
     fold: int = setting(0, "data", "which of the --folds, from 0", low=0)
@@ -88,7 +88,12 @@ class TrainConfig:
     drop_path_rate: float = setting(0.0, "model", "stochastic depth of the last block", low=0, high=0.99)
     stem: str = setting("linear", "model", "patches, or a convolutional tokenizer", choices=("linear", "conv"))
     stem_depth: int = setting(1, "model", "convolutions in each stage of a conv stem", low=1, high=100)
-    pool: str = setting("cls", "model", "what the head sees", choices=("cls", "mean", "seq"))
+    pool: str = setting(
+        "cls",
+        "model",
+        "the head sees CLS, the patches' mean, or one of learned weights",
+        choices=("cls", "mean", "seq"),
+    )
     head: str = setting("linear", "model", "mlp: linear, tanh, linear", choices=("linear", "mlp"))
     norm_eps: float = setting(1e-6, "model", "epsilon of the layer norms", above=0, high=1)
     hidden_sizes: tuple[int, ...] = setting(

@@ -5,6 +5,7 @@ report = fit(config.build_model(), data.load(config), config)
 """
 
 import contextlib
+import copy
 import csv
 import importlib.metadata
 import itertools
@@ -170,12 +171,12 @@ def try_compile(model, images, amp):
 @torch.inference_mode()
 def predict_all(model, batches, amp=None, title="evaluate"):
     """(labels n, logits n x C) of every image, on the CPU; the model is left as it was found."""
-    was_training = model.training
+    was_training, device = model.training, next(model.parameters()).device
     model.eval()
     labels, logits = [], []
     for images, targets in tqdm(batches, desc=title, leave=False, disable=None, unit="batch"):
-        with autocast(images.device, amp):
-            out = model(images)
+        with autocast(device, amp):
+            out = model(images.to(device))
         labels.append(targets)
         logits.append(out.float())
     model.train(was_training)
@@ -261,7 +262,8 @@ class Run:
                 raise UserError(f"--resume: its optimiser is of another version ({error}); start anew") from None
             for group, own in zip(optimizer.param_groups, asked):
                 group.update(own)
-        self.scaler.load_state_dict(training["scaler"])
+        if training["scaler"]:  # empty where the run was not in float16 so far
+            self.scaler.load_state_dict(training["scaler"])
         set_generator_states(training["generators"], self.device)
 
 
@@ -330,6 +332,7 @@ def train_one_epoch(run, sets, stop):
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group["scale"]
 
+            images, labels = images.to(device), labels.to(device)  # ours are there already
             targets = labels
             if mix:
                 images, targets = mix(images, labels)
@@ -604,16 +607,21 @@ def check(config):
 
 
 def check_fit(model, sets, config):
-    """UserError where Muon finds nothing to do, or where the last batch of an epoch is a single image, with which
-    batch norm cannot do."""
+    """UserError where Muon finds nothing to do, or where a batch is a single image of whose maps batch norm sees but
+    one value."""
     if config.optimizer == "muon" and not any(is_for_muon(*named) for named in model.named_parameters()):
         raise UserError("--optimizer muon: the model has no blocks and no second convolution; choose adamw")
-    n = len(getattr(sets.train, "labels", ()))
-    if n % config.batch_size == 1 and any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()):
-        raise UserError(
-            f"--batch_size {config.batch_size}: of {n} training images the last batch has one, with which batch norm "
-            "cannot do; choose another size"
-        )
+    n, size = len(getattr(sets.train, "labels", ())), config.batch_size
+    if n % size == 1 or n and size == 1:
+        image = torch.zeros(1, config.in_chans, config.img_size, config.img_size)
+        try:
+            copy.deepcopy(model).cpu().train()(image)
+        except (ValueError, RuntimeError) as error:  # a module of another size shows its own error later
+            if "more than 1 value per channel" in str(error):
+                raise UserError(
+                    f"--batch_size {size}: of {n} training images the last batch has one, with which batch norm "
+                    "cannot do; choose another size"
+                ) from None
 
 
 # -------------------------------------------------------------------------------------------- the fit
@@ -636,14 +644,14 @@ def fit(model, sets, config):
     amp = pick_amp(device, config.amp)
     check_fit(model, sets, config)
     resumed = find_resume(config)
+    taken = checkpoint.load_weights(model, config.init_from) if config.init_from and not resumed else []
     make_folders(config) if resumed else claim_folders(config)
     models, outputs = config.checkpoint_folder, config.output_folder
 
     torch.manual_seed(config.seed)
     model.to(device)
-    if config.init_from and not resumed:
-        for line in checkpoint.load_weights(model, config.init_from):
-            print(line)
+    for line in taken:
+        print(line)
     run = Run(
         model=model,
         config=config,
@@ -664,7 +672,12 @@ def fit(model, sets, config):
             progress.best = None  # best.pt is from after the point we return to, so the next epoch replaces it
     if progress.finished and (progress.epoch >= config.epochs or out_of_patience(config, progress)):
         print(f"{config.folder_name} is finished: {progress.epoch} epochs, {models / 'best.pt'}")
-        return json.loads((outputs / "report.json").read_text())
+        try:
+            return json.loads((outputs / "report.json").read_text())
+        except OSError:
+            raise UserError(f"{outputs} has no report.json of it; give the --output_path it was trained with") from None
+    if progress.finished and sets.test and not config.no_test:
+        print(f"the test images were read after epoch {progress.epoch} and will be again: choose nothing by them")
     progress.finished = False
     began = time.perf_counter() - progress.wall - progress.seconds
 

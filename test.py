@@ -3,7 +3,7 @@
     python test.py                                                     # the whole test split
     python test.py --mode cifar-single --index 7                       # one image of it
     python test.py --mode custom --image_path FILE-OR-FOLDER           # your own images
-    python test.py --model_path model/vit-layer6-32-cifar10            # of another run, or any .pt file
+    python test.py --model_path model/vit-plain-cpu-32-cifar10         # of another run, or any .pt file
 
 Architecture, classes and normalisation come from the checkpoint. Foreign files (a plain state dict
 of the teaching layout, or of timm's VisionTransformer) may need --dataset, --n_attention_heads or
@@ -33,7 +33,7 @@ def parse_args():
     """(this script's own arguments, settings of where and how to run, what the checkpoint should be)"""
     parser = Parser(description=__doc__)
     parser.add_argument("--mode", default="cifar", help="cifar (default: the whole test split), cifar-single or custom")
-    parser.add_argument("--index", default="1", help="cifar-single: which test image, from 0 (default: %(default)s)")
+    parser.add_argument("--index", help="cifar-single: which test image, from 0 (default: 1)")
     parser.add_argument("--image_path", metavar="PATH", help="custom: an image, or a folder of images")
     parser.add_argument(
         "--model_path", default=checkpoint.DEFAULT_MODEL, help="a checkpoint or run folder (default: %(default)s)"
@@ -49,6 +49,10 @@ def parse_args():
     settings = {name: settings.get(name, FIELDS[name].default) for name in where_and_how}
     if args.mode not in ("cifar", "cifar-single", "custom"):
         raise UserError(f"--mode {args.mode!r}: choose cifar, cifar-single or custom")
+    for name, mode in (("index", "cifar-single"), ("image_path", "custom")):
+        if getattr(args, name) is not None and args.mode != mode:
+            raise UserError(f"--{name} is of --mode {mode}, not {args.mode}; give that, or leave it out")
+    args.index = "1" if args.index is None else args.index
     if not args.index.removeprefix("-").isdecimal():
         raise UserError(f"--index {args.index!r}: give a whole number")
     if args.mode == "custom" and not args.image_path:

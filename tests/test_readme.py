@@ -11,7 +11,7 @@ import results
 from config import FIELDS, TrainConfig, read_settings
 from data import DATASETS
 
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_every_setting_is_in_the_table_with_its_default():

@@ -241,6 +241,11 @@ def test_fine_tuning_starts_from_the_weights(tmp_path):
     wide = TrainConfig.create(dataset="cifar10", embed_dim=64).build_model()
     with pytest.raises(UserError, match="same width"):
         checkpoint.load_weights(wide, tmp_path / "a.pt")
+    heads = TrainConfig.create(dataset="digits", embed_dim=32, n_layers=2, num_heads=8, output_path=str(tmp_path / "o"))
+    heads.init_from, heads.model_path = str(tmp_path / "a.pt"), str(tmp_path / "m")
+    with pytest.raises(UserError, match="has 4 attention heads, not 8; give --num_heads 4"):
+        engine.fit(heads.build_model(), data.load(heads), heads)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]  # nothing was begun
 
 
 def test_fine_tuning_from_the_teaching_layout(tmp_path):
@@ -301,6 +306,12 @@ def test_a_single_last_image_and_batch_norm(tmp_path):
     with pytest.raises(UserError, match="--batch_size 34: of 1293 .* choose another"):
         engine.fit(config.build_model(), data.load(config), config)
     assert not list(tmp_path.iterdir())
+
+    large = TrainConfig.create(dataset="digits", model="simple_cnn", batch_size=34, image_size=16)
+    model = large.build_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    engine.check_fit(model, data.load(large), large)  # its smallest maps have four values
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_weights_and_biases_offline(tmp_path, monkeypatch):

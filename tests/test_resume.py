@@ -13,6 +13,9 @@ import torch
 from conftest import ROOT, assert_refused, run
 
 import checkpoint
+import data
+import engine
+from config import TrainConfig
 
 # everything that has a state: average, two optimisers, dropout, augmentation, mixing, accumulation
 FLAGS = (
@@ -120,6 +123,32 @@ def test_a_finished_run_is_said_to_be_finished(undisturbed):
     done = run("train.py", *FLAGS, "--resume", "auto", cwd=undisturbed)
     assert done.returncode == 0 and "is finished" in done.stdout
     assert (undisturbed / "model" / NAME / "last.pt").read_bytes() == before
+    elsewhere = run("train.py", *FLAGS, "--resume", "auto", "--output_path", "elsewhere", cwd=undisturbed)
+    assert_refused(elsewhere, "report.json", "--output_path")
+
+
+def test_half_precision_after_single(tmp_path):
+    """A scaler begins anew where the run had none before."""
+    paths = dict(output_path=str(tmp_path), model_path=str(tmp_path), no_test=True, epochs=1, amp="off")
+    config = TrainConfig.create(dataset="digits", **paths)
+    sets = data.load(config)
+    engine.fit(config.build_model(), sets, config)
+    last = checkpoint.read(config.checkpoint_folder / "last.pt")
+    model = config.build_model()
+    run = engine.Run(
+        model=model,
+        config=config,
+        device=torch.device("cpu"),
+        amp=torch.float16,
+        optimizers=engine.make_optimizers(model, config),
+        scaler=torch.amp.GradScaler("cpu"),
+        average=None,
+        progress=engine.Progress(),
+        forward=model,
+    )
+    run.restore(last)
+    assert run.progress.epoch == 1 and run.scaler.get_scale() == 2**16
+    assert all(torch.equal(value, last["model"][name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
