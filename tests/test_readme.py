@@ -23,7 +23,7 @@ def test_every_setting_is_in_the_table_with_its_default():
             assert float(row[1]) == field.default, name
     for flag in set(re.findall(r"(?<![\w-])--([a-z][\w-]*)", README)):
         known = {spelling for f in FIELDS.values() for spelling in (f.name, *f.metadata["older"])}
-        others = "config mode index image_path no_image no-qkv_bias rounds layers heads target".split()
+        others = "config mode index image_path no_image no-qkv_bias rounds layers heads target frame_ms file".split()
         others += "models patch_sizes train_sizes min_steps grid seeds learning_rates reference jobs help".split()
         assert flag in known | set(others), flag
 
