@@ -54,6 +54,13 @@ def test_published_results_are_those_of_their_reports(monkeypatch):
     assert f"the mean of five seeds is {100 * sum(digits) / 5:.2f} %" in README
 
 
+def test_what_was_not_run_is_told():
+    told = re.search(r"Configured and not run yet, for want of a GPU: (.*?), all in", README, flags=re.S)[1]
+    waiting = {path.stem for path in (ROOT / "configs").glob("*.yaml") if "waits for a GPU" in path.read_text()}
+    assert set(re.findall(r"`([\w-]+)`", told)) == waiting
+    assert not any((ROOT / "output" / name / "report.json").exists() for name in waiting)
+
+
 def test_the_faithfulness_told_is_the_measured_one(monkeypatch):
     monkeypatch.chdir(ROOT)
     assert results.fill(README) == README
