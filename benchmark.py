@@ -28,12 +28,12 @@ from PIL import Image
 from torch import nn
 from tqdm import trange
 
-import engine
-import explain
-import plots
-from augment import POLICIES
-from baselines import ARGUMENTS
-from config import FIELDS, Parser, TrainConfig, UserError, add_flags, run_cli
+from vitlab.attention import maps as explain
+from vitlab.config import FIELDS, Parser, TrainConfig, UserError, add_flags, run_cli
+from vitlab.datasets.augment import POLICIES
+from vitlab.models.baselines import ARGUMENTS
+from vitlab.pictures import figures as plots
+from vitlab.training import loop as engine
 
 
 class TextbookAttention(nn.Module):

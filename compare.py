@@ -14,12 +14,11 @@ final_results.json, figures) and model/NAME/ (each training's best weights).
 import argparse
 import sys
 
-import engine
-import findings
-import study
-import tables
-from checkpoint import replacing
-from config import Parser, UserError, add_flags, in_groups, read_yaml, run_cli
+from vitlab.checkpoint import replacing
+from vitlab.config import Parser, UserError, add_flags, in_groups, read_yaml, run_cli
+from vitlab.study import design as study
+from vitlab.study import findings, tables
+from vitlab.training import loop as engine
 
 
 def parse_args():

@@ -368,7 +368,7 @@ def count_flops(model):
 
 
 if __name__ == "__main__":
-    from config import TrainConfig, run_cli
+    from vitlab.config import TrainConfig, run_cli
 
     def main():
         config = TrainConfig.from_args(

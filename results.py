@@ -17,10 +17,10 @@ from pathlib import Path
 
 import yaml
 
-import tables
-from baselines import TITLES
-from checkpoint import replacing
-from config import Parser, UserError, run_cli
+from vitlab.checkpoint import replacing
+from vitlab.config import Parser, UserError, run_cli
+from vitlab.models.baselines import TITLES
+from vitlab.study import tables
 
 START, END = "<!-- made by results.py -->", "<!-- end -->"
 HEADS = (

@@ -19,14 +19,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-import checkpoint
-import data
-import engine
-import explain
-import metrics
-import plots
-from baselines import cam_layer
-from config import FIELDS, Parser, UserError, add_flags, in_groups, read_settings, run_cli
+from vitlab import checkpoint
+from vitlab.attention import maps as explain
+from vitlab.config import FIELDS, Parser, UserError, add_flags, in_groups, read_settings, run_cli
+from vitlab.datasets import splits as data
+from vitlab.evaluation import metrics
+from vitlab.models.baselines import cam_layer
+from vitlab.pictures import figures as plots
+from vitlab.training import loop as engine
 
 
 def parse_args():

@@ -10,9 +10,9 @@ Writes model/NAME/best.pt and last.pt, and output/NAME/ with curves, metrics.csv
 import shlex
 import sys
 
-import data
-import engine
-from config import TrainConfig, run_cli
+from vitlab.config import TrainConfig, run_cli
+from vitlab.datasets import splits as data
+from vitlab.training import loop as engine
 
 
 def main():

@@ -23,11 +23,11 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import data
-import engine
-import plots
-from checkpoint import writable_folder
-from config import Parser, TrainConfig, run_cli
+from vitlab.checkpoint import writable_folder
+from vitlab.config import Parser, TrainConfig, run_cli
+from vitlab.datasets import splits as data
+from vitlab.pictures import figures as plots
+from vitlab.training import loop as engine
 
 WIDTH = 10.0  # of every diagram
 INK, FAINT = "#222222", "#8a8a8a"

@@ -27,6 +27,7 @@ def run(script, *args, cwd=None, env=None):
     process, its output as text. With an environment of its own it starts from nothing."""
     argv = [str(ROOT / script), *map(str, args)]
     if env:
+        env = {**env, "PYTHONPATH": str(ROOT)}
         return subprocess.run([sys.executable, *argv], cwd=cwd, env=env, capture_output=True, text=True)
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
@@ -41,7 +42,7 @@ def _script(argv, cwd, out, err):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
     os.chdir(cwd)
     sys.argv = argv
-    sys.path.insert(0, str(Path(argv[0]).parent))
+    sys.path.insert(0, str(ROOT))
     runpy.run_path(argv[0], run_name="__main__")
 
 
@@ -60,7 +61,7 @@ def cifar_root(tmp_path_factory):
     if not (SHARED / "unpack.py").exists():
         if all((ROOT / "data" / name).is_dir() for name in ("cifar-10-batches-py", "cifar-100-python")):
             return ROOT / "data"
-        pytest.skip("real CIFAR is not in ./data: python data.py cifar10, and cifar100")
+        pytest.skip("real CIFAR is not in ./data: python -m vitlab.datasets.splits cifar10, and cifar100")
     root = tmp_path_factory.mktemp("cifar")
     subprocess.run([sys.executable, SHARED / "unpack.py", root], check=True, capture_output=True)
     return root

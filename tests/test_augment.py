@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as TF
 
-import augment
+from vitlab.datasets import augment
 
 
 def images(n=64, size=12):

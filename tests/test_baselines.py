@@ -9,12 +9,12 @@ import yaml
 from conftest import assert_refused, run
 from PIL import Image
 
-import baselines
-import checkpoint
-import data
-import explain
-from config import TrainConfig, UserError
 from model import count_flops, count_parameters
+from vitlab import checkpoint
+from vitlab.attention import maps as explain
+from vitlab.config import TrainConfig, UserError
+from vitlab.datasets import splits as data
+from vitlab.models import baselines
 
 NAMES = [name for name in baselines.MODELS if name != "vit"]
 TINY = ["--dataset", "digits", "--num_train_images", 200, "--epochs", 2]
@@ -108,7 +108,9 @@ def test_train_test_and_resume(cnn, tmp_path):
     assert report["test"]["accuracy"] > 0.5
     tested = run("test.py", "--model_path", path, cwd=cnn)
     assert tested.returncode == 0, tested.stderr
-    assert json.loads((cnn / "output/simple_cnn-8-digits/test/report.json").read_text())["test"] == report["test"]
+    again = json.loads((cnn / "output/simple_cnn-8-digits/test/report.json").read_text())["test"]
+    assert again.pop("loss") == pytest.approx(report["test"].pop("loss"))  # convolutions of another memory layout
+    assert again == report["test"]
 
     # begun again behind the first epoch it is bit for bit the same, batch norm's statistics too
     flags = ["--model", "simple_cnn", "--ema_decay", 0.9, "--no_test", "--save_every_n_epochs", 1, "--resume"]

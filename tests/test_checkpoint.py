@@ -11,9 +11,9 @@ from PIL import Image
 from test_model import scramble
 from torch import nn
 
-import checkpoint
-from config import TrainConfig, UserError
 from model import VisionTransformer
+from vitlab import checkpoint
+from vitlab.config import TrainConfig, UserError
 
 SMALL = dict(dataset="cifar10", image_size=16, n_layers=2, embed_dim=32)
 
@@ -57,7 +57,7 @@ def test_a_published_copy_is_small_and_says_the_same(tmp_path):
     checkpoint.write(tmp_path / "a.pt", {**contents, "training": {"optimizers": [torch.zeros(100000)]}})
     sizes = [(tmp_path / "a.pt").stat().st_size]
     for name, flags in (("whole.pt", []), ("half.pt", ["--half"])):
-        done = run("checkpoint.py", tmp_path / "a.pt", tmp_path / name, *flags)
+        done = run("vitlab/checkpoint.py", tmp_path / "a.pt", tmp_path / name, *flags)
         assert done.returncode == 0, done.stderr
         sizes.append((tmp_path / name).stat().st_size)
     assert sizes[1] < sizes[0] - 400000 and sizes[2] < 0.7 * sizes[1]

@@ -17,17 +17,16 @@ from conftest import ROOT, assert_refused, run
 from PIL import Image
 from scipy.stats import binomtest
 
-import checkpoint
-import data
-import engine
-import findings
-import metrics
-import plots
 import results
-import study
-import tables
-from config import UserError, read_yaml
-from study import Study
+from vitlab import checkpoint
+from vitlab.config import UserError, read_yaml
+from vitlab.datasets import splits as data
+from vitlab.evaluation import metrics
+from vitlab.pictures import figures as plots
+from vitlab.study import design as study
+from vitlab.study import findings, tables
+from vitlab.study.design import Study
+from vitlab.training import loop as engine
 
 SMALL = ["--dataset", "digits", "--n_layers", 1, "--embed_dim", 16, "--epochs", 2, "--lr_epochs", 1]
 ASKED = [
@@ -466,7 +465,8 @@ def test_a_killed_process_takes_no_others_with_it(tmp_path, monkeypatch):
     script = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
-import compare, study
+import compare
+from vitlab.study import design as study
 real = study.run_cell
 def run_cell(cell):
     if cell.config.seed == 0:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from config import FIELDS, TrainConfig, UserError
+from vitlab.config import FIELDS, TrainConfig, UserError
 
 
 def test_layers_weakest_first(tmp_path):

@@ -12,8 +12,8 @@ from conftest import assert_refused, run
 from PIL import Image
 from torchvision import datasets
 
-import data
-from config import TrainConfig, UserError
+from vitlab.config import TrainConfig, UserError
+from vitlab.datasets import splits as data
 
 
 def raw(batches):
@@ -165,7 +165,7 @@ def test_cifar_is_downloaded_whole_or_not_at_all(cifar_root, server, tmp_path, m
 
 def test_without_a_network_one_line_says_what_to_do(tmp_path):
     env = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "PATH": "/usr/bin:/bin"}
-    done = run("data.py", "cifar100", "--data_path", tmp_path / "d", env=env)
+    done = run("vitlab/datasets/splits.py", "cifar100", "--data_path", tmp_path / "d", env=env)
     assert_refused(done, "cifar100", tmp_path / "d" / "cifar-100-python.tar.gz", "--dataset digits")
     assert list((tmp_path / "d").iterdir()) == []
 
@@ -179,7 +179,7 @@ def test_a_damaged_batch_is_named_and_not_opened(cifar_root, tmp_path):
     bad.unlink()
     bad.write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "ran").encode() + b"'\ntR.")
     done = run("train.py", "--data_path", tmp_path, "--epochs", 1, cwd=tmp_path)
-    assert_refused(done, bad, "damaged", "python data.py cifar10")
+    assert_refused(done, bad, "damaged", "python -m vitlab.datasets.splits cifar10")
     bad.unlink()
     assert_refused(run("train.py", "--data_path", tmp_path, "--epochs", 1, cwd=tmp_path), bad, "missing")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cifar-10-batches-py"]

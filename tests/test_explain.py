@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-import explain
-from metrics import bootstrap_mean
 from model import VisionTransformer
+from vitlab.attention import maps as explain
+from vitlab.evaluation.metrics import bootstrap_mean
 
 
 def small(seed=0, **args):

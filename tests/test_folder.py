@@ -9,9 +9,9 @@ import torch
 from conftest import SHARED, assert_refused, run
 from PIL import Image
 
-import checkpoint
-import data
-from config import TrainConfig, UserError
+from vitlab import checkpoint
+from vitlab.config import TrainConfig, UserError
+from vitlab.datasets import splits as data
 
 COLOURS = {"blue": (30, 30, 200), "green": (30, 200, 30), "red": (200, 30, 30)}
 

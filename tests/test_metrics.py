@@ -2,7 +2,7 @@
 
 import pytest
 
-import metrics
+from vitlab.evaluation import metrics
 
 
 def test_wilson_interval():

@@ -22,7 +22,8 @@ NOTEBOOKS = (
 @pytest.fixture
 def copy(tmp_path):
     """A folder that looks like the repository, and may be written to."""
-    for path in (*ROOT.glob("*.py"), *ROOT.glob("*.ipynb"), *(ROOT / name for name in ("model", "output", "demos"))):
+    folders = (ROOT / name for name in ("vitlab", "model", "output", "demos"))
+    for path in (*ROOT.glob("*.py"), *ROOT.glob("*.ipynb"), *folders):
         (tmp_path / path.name).symlink_to(path)
     return tmp_path
 
@@ -78,7 +79,7 @@ def test_what_attention_shows(copy, settings):
 
 def test_the_comparison_draws_its_five_figures(tmp_path):
     """Which writes below the root, so that nothing there may be a link."""
-    for path in (*ROOT.glob("*.py"), ROOT / "demos"):
+    for path in (*ROOT.glob("*.py"), ROOT / "vitlab", ROOT / "demos"):
         (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / path.name)
     text, outputs = execute(tmp_path, NOTEBOOKS[3], dataset="digits", num_train_images=200, epochs=2)
     assert "Vision Transformer" in text and "is taken" in text

@@ -8,8 +8,8 @@ from pathlib import Path
 from conftest import ROOT, run
 
 import results
-from config import FIELDS, TrainConfig, read_settings
-from data import DATASETS
+from vitlab.config import FIELDS, TrainConfig, read_settings
+from vitlab.datasets.splits import DATASETS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -106,8 +106,8 @@ def test_help_of_every_script():
         "benchmark.py",
         "compare.py",
         "results.py",
-        "checkpoint.py",
-        "data.py",
+        "vitlab/checkpoint.py",
+        "vitlab/datasets/splits.py",
         "model.py",
     ):
         done = run(script, "--help")

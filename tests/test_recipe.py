@@ -13,11 +13,11 @@ from conftest import ROOT, assert_refused, run
 from test_checkpoint import Teaching
 from test_model import scramble
 
-import checkpoint
-import data
-import engine
-import tracking
-from config import TrainConfig, UserError
+from vitlab import checkpoint
+from vitlab.config import TrainConfig, UserError
+from vitlab.datasets import splits as data
+from vitlab.training import loop as engine
+from vitlab.training import tracking
 
 TINY = dict(
     dataset="digits",

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT, assert_refused, run
 
 import results
-from config import UserError
+from vitlab.config import UserError
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ import pytest
 import torch
 from conftest import ROOT, assert_refused, run
 
-import checkpoint
-import data
-import engine
-from config import TrainConfig
+from vitlab import checkpoint
+from vitlab.config import TrainConfig
+from vitlab.datasets import splits as data
+from vitlab.training import loop as engine
 
 # everything that has a state: average, two optimisers, dropout, augmentation, mixing, accumulation
 FLAGS = (
@@ -29,7 +29,8 @@ NAME = "vit-layer2-8-digits"
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
-import torch, engine, train
+import torch, train
+from vitlab.training import loop as engine
 kind, at, log = {kind!r}, {at}, {log!r}
 def die():
     os.kill(os.getpid(), signal.SIGKILL)

@@ -8,8 +8,8 @@ import torch
 from conftest import assert_refused, run
 from PIL import Image
 
-import checkpoint
-import explain
+from vitlab import checkpoint
+from vitlab.attention import maps as explain
 
 KINDS = ("token_attn_maps", "cls_heatmap", "hidden", "cls_dim_reduction")
 SHORT = ["--dataset", "digits", "--num_train_images", 300, "--epochs", 3, "--folder_name", "r", "--pool", "cls"]
@@ -51,8 +51,8 @@ def test_pictures_every_n_epochs_and_at_the_end(seen):
 
 
 def test_the_numbers_are_those_of_the_model_at_that_epoch(seen):
-    import data
-    from config import TrainConfig
+    from vitlab.config import TrainConfig
+    from vitlab.datasets import splits as data
 
     root, _ = seen
     contents = checkpoint.read(root / "model/r/last.pt")

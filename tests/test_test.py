@@ -7,9 +7,9 @@ import pytest
 from conftest import assert_refused, run
 from PIL import Image
 
-import checkpoint
-import data
-from config import TrainConfig
+from vitlab import checkpoint
+from vitlab.config import TrainConfig
+from vitlab.datasets import splits as data
 
 MODEL = ["--model_path", "model/vit-layer4-8-digits"]
 

@@ -17,10 +17,10 @@ import yaml
 from conftest import ROOT, assert_refused, run
 from PIL import Image
 
-import checkpoint
-import data
-import engine
-from config import TrainConfig
+from vitlab import checkpoint
+from vitlab.config import TrainConfig
+from vitlab.datasets import splits as data
+from vitlab.training import loop as engine
 
 TINY = ["--dataset", "digits", "--embed_dim", 16, "--n_layers", 1, "--num_train_images", 100]
 

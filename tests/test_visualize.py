@@ -8,11 +8,11 @@ import torch
 from conftest import assert_refused, run
 from PIL import Image
 
-import checkpoint
-import data
-import explain
-import plots
-from config import TrainConfig
+from vitlab import checkpoint
+from vitlab.attention import maps as explain
+from vitlab.config import TrainConfig
+from vitlab.datasets import splits as data
+from vitlab.pictures import figures as plots
 
 MODEL = ["--model_path", "model/vit-layer4-8-digits"]
 PICTURES = "output/vit-layer4-8-digits/visualize"

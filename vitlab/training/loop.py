@@ -31,13 +31,12 @@ from torch.optim.swa_utils import AveragedModel
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-import checkpoint
-import metrics
-import plots
-import snapshots
-import tracking
-from config import FIELDS, UserError, flag
 from model import count_parameters
+from vitlab import checkpoint
+from vitlab.config import FIELDS, UserError, flag
+from vitlab.evaluation import metrics
+from vitlab.pictures import figures as plots
+from vitlab.training import snapshots, tracking
 
 COLUMNS = (
     "epoch",

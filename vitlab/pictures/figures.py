@@ -9,8 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from checkpoint import replacing
-from tables import p_value
+from vitlab.checkpoint import replacing
+from vitlab.study.tables import p_value
 
 # Of Okabe and Ito, distinguishable to all (grey and brown added); markers tell apart what colours repeat
 COLOURS = "#0072B2 #E69F00 #009E73 #D55E00 #CC79A7 #56B4E9 #F0E442 #000000 #999999 #7A3E00".split()

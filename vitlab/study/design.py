@@ -28,13 +28,13 @@ import torch.nn.functional as F
 import yaml
 from tqdm import tqdm
 
-import checkpoint
-import data
-import engine
-import metrics
-from baselines import ARGUMENTS, MODELS, TITLES
-from config import FIELDS, NAMES, TYPES, TrainConfig, UserError, convert, flag, in_groups, read_settings
 from model import count_flops, count_parameters
+from vitlab import checkpoint
+from vitlab.config import FIELDS, NAMES, TYPES, TrainConfig, UserError, convert, flag, in_groups, read_settings
+from vitlab.datasets import splits as data
+from vitlab.evaluation import metrics
+from vitlab.models.baselines import ARGUMENTS, MODELS, TITLES
+from vitlab.training import loop as engine
 
 NOT_SHARED = ("model", "seed", "folds", "fold", "folder_name", "resume", "overwrite", "init_from", "no_test")
 LISTS = {"models": str, "patch_sizes": "patch_size", "train_sizes": "num_train_images", "seeds": "seed"}

@@ -162,8 +162,8 @@ class TrainConfig:
     @classmethod
     def create(cls, *layers, **settings):
         """A complete, checked config from dicts of settings, weakest first, and keywords."""
-        from baselines import ARGUMENTS, DEFAULTS
-        from data import DATASETS, describe  # here, since data.py imports this file
+        from vitlab.datasets.splits import DATASETS, describe  # here, since data.py imports this file
+        from vitlab.models.baselines import ARGUMENTS, DEFAULTS
 
         given = {}
         for layer in (*layers, settings):
@@ -246,7 +246,7 @@ class TrainConfig:
 
     def model_args(self):
         """Keyword arguments of the model (baselines.build)."""
-        from baselines import ARGUMENTS
+        from vitlab.models.baselines import ARGUMENTS
 
         return {name: getattr(self, name) for name in ARGUMENTS[self.model]}
 
@@ -254,7 +254,7 @@ class TrainConfig:
         """The model, its fresh weights those of the seed; UserError where its sizes do not fit each other."""
         import torch
 
-        import baselines
+        from vitlab.models import baselines
 
         torch.manual_seed(self.seed)
         try:

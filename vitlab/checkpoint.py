@@ -4,7 +4,7 @@ foreign layouts.
     found = checkpoint.load("model/vit-plain-cpu-32-cifar10")     # a file, or a run folder's best.pt
     found.predict(Image.open("cat.png"))                          # [("cat", 0.93), ...]
     found = checkpoint.load("theirs.pth", dataset="cifar10", num_heads=4)
-    python checkpoint.py /tmp/model/NAME model/NAME/best.pt       # a smaller copy, to publish
+    python -m vitlab.checkpoint /tmp/model/NAME model/NAME/best.pt       # a smaller copy, to publish
 
 Files are read with weights_only=True: nothing in them is run.
 """
@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-import baselines
-from config import FIELDS, Parser, TrainConfig, UserError, flag, run_cli
-from data import DATASETS, FolderIndex, to_batch
+from vitlab.config import FIELDS, Parser, TrainConfig, UserError, flag, run_cli
+from vitlab.datasets.splits import DATASETS, FolderIndex, to_batch
+from vitlab.models import baselines
 
 FORMAT = "vit-small-images"  # the key by which our files are known
 VERSION = 1

@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import checkpoint
-import data
-import engine
-import explain
-import metrics
-import plots
-import tables
-from baselines import TITLES, cam_layer
-from config import TrainConfig, flag
+from vitlab import checkpoint
+from vitlab.attention import maps as explain
+from vitlab.config import TrainConfig, flag
+from vitlab.datasets import splits as data
+from vitlab.evaluation import metrics
+from vitlab.models.baselines import TITLES, cam_layer
+from vitlab.pictures import figures as plots
+from vitlab.study import tables
+from vitlab.training import loop as engine
 
 PIECES = ("random_erasing", "mixup", "cutmix", "label_smoothing", "ema_decay")  # of a recipe, where they are on
 

@@ -1,7 +1,7 @@
 """A named data set -> train, validation and test batches, already on the device.
 
-    python data.py cifar10                   # download and verify CIFAR-10 into ./data, nothing else
-    python data.py cifar100 --data_path DIR
+    python -m vitlab.datasets.splits cifar10                   # download and verify CIFAR-10 into ./data, nothing else
+    python -m vitlab.datasets.splits cifar100 --data_path DIR
 
     python train.py --dataset folder --data_path DIR     # your own images: see FolderIndex
 
@@ -31,8 +31,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from augment import POLICIES, random_erasing
-from config import Parser, TrainConfig, UserError, run_cli
+from vitlab.config import Parser, TrainConfig, UserError, run_cli
+from vitlab.datasets.augment import POLICIES, random_erasing
 
 CIFAR100_CLASSES = """
 apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel
@@ -150,11 +150,13 @@ def download_cifar(name, data_path):
         files = [*cifar.train_list, *cifar.test_list, [cifar.meta["filename"], cifar.meta["md5"]]]
         for file, md5 in files:
             if not (folder / file).is_file():
-                raise UserError(f"{folder / file} is missing; remove {folder} and run: python data.py {name}")
+                raise UserError(
+                    f"{folder / file} is missing; remove {folder} and run: python -m vitlab.datasets.splits {name}"
+                )
             if _md5(folder / file) != md5:
                 raise UserError(
                     f"{folder / file} is damaged (its md5 is not the published one) and was not opened; "
-                    f"remove {folder} and run: python data.py {name}"
+                    f"remove {folder} and run: python -m vitlab.datasets.splits {name}"
                 )
         return
     if archive.exists() and _md5(archive) != cifar.tgz_md5:

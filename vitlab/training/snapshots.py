@@ -12,10 +12,10 @@ import re
 import torch
 from PIL import Image
 
-import data
-import explain
-import plots
-from config import UserError
+from vitlab.attention import maps as explain
+from vitlab.config import UserError
+from vitlab.datasets import splits as data
+from vitlab.pictures import figures as plots
 
 IMAGES, POINTS = 4, 1000
 

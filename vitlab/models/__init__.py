@@ -1,0 +1,1 @@
+"""What the Vision Transformer is compared with."""
