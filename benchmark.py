@@ -28,12 +28,17 @@ from PIL import Image
 from torch import nn
 from tqdm import trange
 
-from vitlab.attention import maps as explain
-from vitlab.config import FIELDS, Parser, TrainConfig, UserError, add_flags, run_cli
+from vitlab.attention.maps import to_grid
+from vitlab.catalog import ARGUMENTS
+from vitlab.cli import Parser, UserError, run_cli
+from vitlab.config import SETTINGS, TrainConfig, add_flags
 from vitlab.datasets.augment import POLICIES
-from vitlab.models.baselines import ARGUMENTS
-from vitlab.pictures import figures as plots
-from vitlab.training import loop as engine
+from vitlab.files import write_json
+from vitlab.hardware import autocast, describe_hardware, find_device, pick_amp
+from vitlab.models.registry import build_model
+from vitlab.pictures import canvas
+from vitlab.pictures.tiles import attention_frames
+from vitlab.training.optimizers import make_optimizers
 
 
 class TextbookAttention(nn.Module):
@@ -56,7 +61,7 @@ class TextbookAttention(nn.Module):
 
 def textbook(config):
     """Our model with its attention and dropout written the tutorials' way."""
-    model = config.build_model()
+    model = build_model(config)
     for block in model.blocks:
         block.attn = TextbookAttention(config.embed_dim, config.num_heads)
         block.mlp.drop = nn.Dropout(config.drop_rate)
@@ -83,7 +88,7 @@ def make_step(model, optimizer, images, labels, amp):
     """A function that takes one training step, and waits for it."""
 
     def step():
-        with engine.autocast(images.device, amp):
+        with autocast(images.device, amp):
             loss = F.cross_entropy(model(images), labels)
         loss.backward()
         optimizer.step()
@@ -96,20 +101,20 @@ def make_step(model, optimizer, images, labels, amp):
 def seeing(device):
     """Seconds for looking into a model of 12 blocks: a dict of what -> seconds."""
     config = TrainConfig.create(depth=12)
-    model = config.build_model().to(device).eval()
+    model = build_model(config).to(device).eval()
     images = torch.randn(100, 3, 32, 32, device=device)
     with torch.no_grad():
         model(images[:2], return_attention=True)  # warm up
         began = time.perf_counter()
         _, attention = model(images, return_attention=True)
-        maps = explain.to_grid(attention[:, :, :, 0]).cpu()  # B x L x H x G x G
+        maps = to_grid(attention[:, :, :, 0]).cpu()  # B x L x H x G x G
     seconds = {"attention of 100 images": time.perf_counter() - began}
     began = time.perf_counter()
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8))
     each = [(f"layer {i}, head {j}", values) for i, layer in enumerate(maps[0]) for j, values in enumerate(layer)]
-    frames = plots.attention_frames(picture, each, title="attention from CLS", captions=("", ""), note="")
+    frames = attention_frames(picture, each, title="attention from CLS", captions=("", ""), note="")
     with tempfile.TemporaryDirectory() as folder:
-        plots.save_gif(frames, Path(folder) / "benchmark.gif", frame_ms=400)
+        canvas.save_gif(frames, Path(folder) / "benchmark.gif", frame_ms=400)
     return {**seconds, f"a GIF of {len(frames)} frames": time.perf_counter() - began}
 
 
@@ -121,21 +126,21 @@ def main():
     rounds = flags.pop("rounds")
     if not rounds.isdecimal() or int(rounds) < 1:
         raise UserError(f"--rounds {rounds}: give a whole number from 1 on")
-    config = TrainConfig.create({name: value for name, value in flags.items() if name in FIELDS})
-    device = config.pick_device()
-    amp = engine.pick_amp(device, config.amp)
+    config = TrainConfig.create({name: value for name, value in flags.items() if name in SETTINGS})
+    device = find_device(config.device)
+    amp = pick_amp(device, config.amp)
     images = torch.randn(config.batch_size, config.in_chans, config.img_size, config.img_size, device=device)
     labels = torch.randint(config.num_classes, (config.batch_size,), device=device)
 
     candidates = {}
-    ours = config.build_model().to(device)
-    candidates["ours"] = make_step(ours, engine.make_optimizers(ours, config)[0], images, labels, amp)
+    ours = build_model(config).to(device)
+    candidates["ours"] = make_step(ours, make_optimizers(ours, config)[0], images, labels, amp)
     plain = textbook(config).to(device)
     unfused = torch.optim.AdamW(plain.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     candidates["textbook"] = make_step(plain, unfused, images, labels, None)
     with contextlib.suppress(ImportError):
         theirs = timm_model(config).to(device)
-        candidates["timm"] = make_step(theirs, engine.make_optimizers(theirs, config)[0], images, labels, amp)
+        candidates["timm"] = make_step(theirs, make_optimizers(theirs, config)[0], images, labels, amp)
 
     seconds = {name: [] for name in candidates}
     for number in trange(int(rounds) + 2, desc="rounds", leave=False, disable=None):
@@ -146,11 +151,11 @@ def main():
                 seconds[name].append(time.perf_counter() - began)
 
     print(
-        f"{engine.describe_hardware(device)}, {'bf16' if amp else 'float32'}, torch {torch.__version__}, "
+        f"{describe_hardware(device)}, {'bf16' if amp else 'float32'}, torch {torch.__version__}, "
         f"batch {config.batch_size}, {rounds} rounds"
     )
     report = {
-        "hardware": engine.describe_hardware(device),
+        "hardware": describe_hardware(device),
         "torch": torch.__version__,
         "config": vars(config),
         "steps": {},
@@ -177,7 +182,7 @@ def main():
     report["seeing"] = seeing(device)
     for what, seconds in report["seeing"].items():
         print(f"{what}: {seconds:.2f} s")
-    print(engine.write_json(Path(config.output_path) / "benchmark" / "report.json", report))
+    print(write_json(Path(config.output_path) / "benchmark" / "report.json", report))
 
 
 if __name__ == "__main__":

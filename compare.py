@@ -14,11 +14,14 @@ final_results.json, figures) and model/NAME/ (each training's best weights).
 import argparse
 import sys
 
-from vitlab.checkpoint import replacing
-from vitlab.config import Parser, UserError, add_flags, in_groups, read_yaml, run_cli
-from vitlab.study import design as study
-from vitlab.study import findings, tables
-from vitlab.training import loop as engine
+from vitlab.cli import Parser, UserError, run_cli
+from vitlab.config import add_flags, in_groups
+from vitlab.evaluation.report import command_line
+from vitlab.files import replacing
+from vitlab.settings import read_yaml
+from vitlab.study import figures, findings, running, tables
+from vitlab.study.design import NOT_SHARED, Study
+from vitlab.training.stopping import Stopped
 
 
 def parse_args():
@@ -38,7 +41,7 @@ def parse_args():
     parser.add_argument("--min_steps", metavar="N", help="more epochs for few training images, to make so many steps")
     parser.add_argument("--jobs", metavar="N", help="trainings side by side (default: 1)")
     for group in ("data", "model", "recipe", "run"):
-        names = [name for name in in_groups(group) if name not in study.NOT_SHARED]
+        names = [name for name in in_groups(group) if name not in NOT_SHARED]
         add_flags(parser.add_argument_group(group), names)
     parser.add_argument("--folder_name", metavar="NAME", help="(default: comparison)")
     parser.add_argument("--no_test", action="store_true", help="leave the test set alone")
@@ -48,10 +51,10 @@ def parse_args():
 def main():
     flags = parse_args()
     file = flags.pop("config", None)
-    asked = study.Study.create(read_yaml(file) if file else {}, flags)
+    asked = Study.create(read_yaml(file) if file else {}, flags)
     try:
-        cells, failed = study.run(asked)
-    except engine.Stopped as stopped:
+        cells, failed = running.run(asked)
+    except Stopped as stopped:
         print("compare.py: interrupted; the same command goes on", file=sys.stderr)
         return 128 + stopped.signal
     if not cells:
@@ -60,7 +63,7 @@ def main():
     lines = findings.summarise(asked, cells)
     parts = [
         f"# {asked.name}",
-        f"{findings.protocol(asked, cells)}. Made by `python {tables.command(engine.command_line())}`.",
+        f"{findings.protocol(asked, cells)}. Made by `python {tables.command(command_line())}`.",
         tables.comparison(lines) + "\n" + tables.comparison_note(lines),
         "\n".join(f"- {text}" for text in tables.takeaways(lines)),
         "\n".join(f"- Failed, and not in the table: {name} ({error})" for name, error in failed),
@@ -69,7 +72,7 @@ def main():
     with replacing(asked.folder / "RESULTS.md") as part:
         part.write_text(words, encoding="utf-8")
     written = findings.write_results(asked, cells, lines, failed)
-    for path in (*findings.figures(asked, cells, lines), *written, asked.folder / "RESULTS.md"):
+    for path in (*figures.draw_all(asked, cells, lines), *written, asked.folder / "RESULTS.md"):
         print(path)
     print(f"\n{words}")
     for name, error in failed:

@@ -1,9 +1,7 @@
 """A Vision Transformer for small images.
 
     python model.py                          # architecture, parameters and FLOPs of the default model
-    python model.py --n_layers 12            # ... of any other: the model flags of train.py
-
-From Python:
+    python model.py --n_layers 12            # ... of any other
 
     model = VisionTransformer(img_size=32, patch_size=4, embed_dim=128, depth=6, num_heads=4)
     logits = model(images)                                    # fused attention, nothing kept
@@ -17,16 +15,19 @@ Shapes: B batch, N tokens (CLS first, then patches), D width (embed_dim), H head
 C classes, G patches along one side, P = G * G patches.
 """
 
+import argparse
 import contextlib
+import inspect
 import math
+from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.ops import StochasticDepth
+from torch.utils.flop_counter import FlopCounterMode
 
 
-def pick_device(name="auto"):
+def pick_device(name: str = "auto") -> torch.device:
     """The torch.device called `name`: "auto" (CUDA, then MPS, then CPU), "cpu", "cuda" or "mps".
 
     Raises ValueError, listing the devices that are there, if the one named is unknown or absent.
@@ -39,23 +40,6 @@ def pick_device(name="auto"):
         if name.split(":")[0] in there:
             return torch.device(name)
     raise ValueError(f"device {name!r} is not here; this machine has: {', '.join(there)}")
-
-
-class Dropout(nn.Dropout):
-    """nn.Dropout, with a mask that is cheaper on the CPU.
-
-    torch draws one random number an element there. 16 random bits are enough: the drop probability is
-    rounded to a multiple of 1/65536.
-    """
-
-    def forward(self, x):
-        if not self.training or self.p == 0 or self.p == 1 or x.device.type != "cpu":
-            return super().forward(x)
-        words = torch.empty(math.ceil(x.numel() / 4), dtype=torch.int64)
-        words.random_(torch.iinfo(torch.int64).min, None)  # all 64 bits
-        bits = words.view(torch.int16)[: x.numel()].view(x.shape)  # uniform on -32768 ... 32767
-        keep = bits >= round(self.p * 65536) - 32768
-        return x * keep.to(x.dtype).mul_(1 / (1 - self.p))
 
 
 class PatchEmbed(nn.Module):
@@ -73,8 +57,8 @@ class PatchEmbed(nn.Module):
 
 
 def sine_positions(grid_size, dim):
-    """Fixed 2-D sine-cosine position embeddings, P x D (Vaswani et al., section 3.5, a half of the
-    width for each axis; wavelengths from 2 pi to 200 pi patches)."""
+    """Fixed 2-D sine-cosine position embeddings, P x D (Vaswani et al., section 3.5; half of the width for
+    each axis, wavelengths from 2 pi to 200 pi patches)."""
     quarter = dim // 4
     frequencies = 100.0 ** -(torch.arange(quarter) / quarter)
     y, x = torch.meshgrid(torch.arange(grid_size), torch.arange(grid_size), indexing="ij")
@@ -88,17 +72,16 @@ class ConvStem(nn.Module):
     that halves the side, batch norm and ReLU, as often as makes `patch_size`, and then such a
     convolution without pooling (the convolutional tokenizer of Hassani et al., arXiv:2104.05704,
     section 3.3, with the batch norm and the last convolution of Xiao et al., arXiv:2106.14881,
-    section 4). The width doubles up to embed_dim, from 64 on. With stem_depth above 1, each pooled
-    stage goes on with as many convolutions as make that number.
+    section 4). The width doubles from 64 to embed_dim. Each pooled stage has stem_depth convolutions.
     """
 
     def __init__(self, *, img_size, patch_size, in_chans, embed_dim, stem_depth=1):
         super().__init__()
         halvings = patch_size.bit_length() - 1
         if patch_size < 2 or patch_size != 2**halvings or img_size % patch_size:
+            size = f"patch size {patch_size} with a conv stem at image size {img_size}"
             raise ValueError(
-                f"patch size {patch_size} with a conv stem at image size {img_size}: each stage halves the side, "
-                "so choose a power of two, from 2 on, that divides it"
+                f"{size}: each stage halves the side, so choose a power of two, from 2 on, that divides it"
             )
         self.grid_size = img_size // patch_size
         widths = [in_chans, *(min(64 * 2**i, embed_dim) for i in range(halvings - 1)), embed_dim, embed_dim]
@@ -119,20 +102,14 @@ class ConvStem(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention (appendix A), by one of two paths through the same weights.
+    """Multi-head self-attention (appendix A): by torch's fused kernel, or, if the attention is asked for,
+    with the softmax written out; so too in bfloat16 on a CPU, where the kernel's backward pass is slower."""
 
-    "explicit" writes the softmax out and can return it; "auto" leaves it to torch's fused kernel
-    except in bfloat16 on a CPU, where that kernel's backward pass is the slower one.
-    """
-
-    def __init__(self, dim, *, num_heads, qkv_bias, attn_drop_rate, attention):
+    def __init__(self, dim, *, num_heads, qkv_bias, attn_drop_rate):
         super().__init__()
         if num_heads < 1 or dim % num_heads:
             raise ValueError(f"{num_heads} heads do not divide width {dim}; choose a divisor of it")
-        if attention not in ("auto", "explicit"):
-            raise ValueError(f'attention {attention!r} is not a path; choose "auto" or "explicit"')
         self.num_heads = num_heads
-        self.path = attention
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.attn_drop = Dropout(attn_drop_rate)
         self.proj = nn.Linear(dim, dim)
@@ -141,10 +118,9 @@ class Attention(nn.Module):
         B, N, D = x.shape
         qkv = self.qkv(x).view(B, N, 3, self.num_heads, D // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each B x H x N x D/H
-        slow_fused = q.device.type == "cpu" and q.dtype == torch.bfloat16
 
         attention = None
-        if return_attention or self.path == "explicit" or slow_fused:
+        if return_attention or (q.device.type == "cpu" and q.dtype == torch.bfloat16):
             scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
             attention = scores.softmax(dim=-1)  # B x H x N x N, rows sum to 1
             x = self.attn_drop(attention) @ v
@@ -167,9 +143,33 @@ class Mlp(nn.Module):
         return self.fc2(self.drop(self.act(self.fc1(x))))
 
 
+class Dropout(nn.Dropout):
+    """nn.Dropout, with a cheaper mask on the CPU: torch draws 32 random bits an element there, and 16 are
+    enough (the drop probability is rounded to a multiple of 1/65536)."""
+
+    def forward(self, x):
+        if not self.training or self.p == 0 or self.p == 1 or x.device.type != "cpu":
+            return super().forward(x)
+        words = torch.empty(math.ceil(x.numel() / 4), dtype=torch.int64)
+        words.random_(torch.iinfo(torch.int64).min, None)  # all 64 bits
+        bits = words.view(torch.int16)[: x.numel()].view(x.shape)  # uniform on -32768 ... 32767
+        keep = bits >= round(self.p * 65536) - 32768
+        return x * keep.to(x.dtype).mul_(1 / (1 - self.p))
+
+
+class DropPath(nn.Dropout):
+    """Stochastic depth (Huang et al., arXiv:1603.09382): in training, a share p of the images goes without
+    what the branch adds, and the others get 1 / (1 - p) of it."""
+
+    def forward(self, x):  # B x N x D
+        if not self.training or self.p == 0:
+            return x
+        keep = torch.empty(len(x), 1, 1, dtype=x.dtype, device=x.device).bernoulli_(1 - self.p)
+        return x * keep.div_(1 - self.p)
+
+
 class Block(nn.Module):
-    """Pre-norm encoder block (equations 2 and 3), with stochastic depth (arXiv:1603.09382): in
-    training, each branch is left out for a share drop_path_rate of the images."""
+    """Pre-norm encoder block (equations 2 and 3)."""
 
     def __init__(self, dim, *, mlp_ratio, norm_eps, drop_rate, drop_path_rate, **attention_args):
         super().__init__()
@@ -177,16 +177,17 @@ class Block(nn.Module):
         self.attn = Attention(dim, **attention_args)
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate=drop_rate)
-        self.drop_path = StochasticDepth(drop_path_rate, mode="row")
+        self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x, return_attention=False):  # B x N x D
-        norm1 = self.norm1(x)
-        attn, attention = self.attn(norm1, return_attention)
-        x = x + self.drop_path(attn)
-        norm2 = self.norm2(x)
-        mlp = self.mlp(norm2)
-        x = x + self.drop_path(mlp)
-        return x, attention, {"norm1": norm1, "attn": attn, "norm2": norm2, "mlp": mlp}
+        out = {"norm1": self.norm1(x)}
+        out["attn"], attention = self.attn(out["norm1"], return_attention)
+        x = x + self.drop_path(out["attn"])
+
+        out["norm2"] = self.norm2(x)
+        out["mlp"] = self.mlp(out["norm2"])
+        x = x + self.drop_path(out["mlp"])
+        return x, attention, out
 
 
 class VisionTransformer(nn.Module):
@@ -200,10 +201,9 @@ class VisionTransformer(nn.Module):
         embed_dim: width D of a token.
         depth: encoder blocks L.
         num_heads: attention heads H; must divide embed_dim.
-        mlp_ratio: hidden width of the MLP over embed_dim.
+        mlp_ratio: hidden width of the MLP, over embed_dim.
         qkv_bias: biases in the query, key and value projections.
-        drop_rate: dropout inside the MLP, after its activation, in 0..1 (the paper also drops after
-            the position embedding and the projections, which slowed learning on small images).
+        drop_rate: dropout inside the MLP, in 0..1 (elsewhere, as in the paper, it slowed learning).
         attn_drop_rate: dropout of the attention weights, in 0..1.
         drop_path_rate: stochastic depth of the last block, in 0..1; grows linearly from 0 in the first.
         stem: "linear" (patches) or "conv" (ConvStem: patch_size is then how much the side shrinks).
@@ -213,7 +213,6 @@ class VisionTransformer(nn.Module):
             attended to by a learned query: arXiv:2104.05704, section 3.2; such a model has no CLS).
         head: "linear", or "mlp": linear, tanh, linear (the paper's head with a representation layer).
         norm_eps: epsilon of every LayerNorm.
-        attention: "auto" or "explicit"; see Attention.
 
     Raises ValueError, with the numbers, where sizes do not fit each other.
     """
@@ -238,15 +237,12 @@ class VisionTransformer(nn.Module):
         pool="cls",
         head="linear",
         norm_eps=1e-6,
-        attention="auto",
     ):
         super().__init__()
-        if stem not in ("linear", "conv"):
-            raise ValueError(f'stem {stem!r} is unknown; choose "linear" or "conv"')
-        if pool not in ("cls", "mean", "seq"):
-            raise ValueError(f'pool {pool!r} is unknown; choose "cls", "mean" or "seq"')
-        if head not in ("linear", "mlp"):
-            raise ValueError(f'head {head!r} is unknown; choose "linear" or "mlp"')
+        choices = dict(stem=(stem, "linear", "conv"), pool=(pool, "cls", "mean", "seq"), head=(head, "linear", "mlp"))
+        for name, (value, *known) in choices.items():
+            if value not in known:
+                raise ValueError(f"{name} {value!r} is unknown; choose {' or '.join(known)}")
         self.img_size, self.in_chans, self.pool = img_size, in_chans, pool
 
         sizes = dict(img_size=img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim)
@@ -255,20 +251,10 @@ class VisionTransformer(nn.Module):
         self.has_cls = pool != "seq"
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if self.has_cls else None
         self.pos_embed = nn.Parameter(torch.zeros(1, self.has_cls + self.grid_size**2, embed_dim))
-        self.blocks = nn.ModuleList(
-            Block(
-                embed_dim,
-                num_heads=num_heads,
-                mlp_ratio=mlp_ratio,
-                qkv_bias=qkv_bias,
-                drop_rate=drop_rate,
-                attn_drop_rate=attn_drop_rate,
-                drop_path_rate=drop_path_rate * i / max(1, depth - 1),
-                norm_eps=norm_eps,
-                attention=attention,
-            )
-            for i in range(depth)
-        )
+        shared = dict(num_heads=num_heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, norm_eps=norm_eps)
+        shared |= dict(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate)
+        rates = [drop_path_rate * i / max(1, depth - 1) for i in range(depth)]
+        self.blocks = nn.ModuleList(Block(embed_dim, drop_path_rate=rate, **shared) for rate in rates)
         # timm's names: the norm is called fc_norm where it comes after the pooling
         self.norm = nn.LayerNorm(embed_dim, eps=norm_eps) if pool != "mean" else nn.Identity()
         self.fc_norm = nn.LayerNorm(embed_dim, eps=norm_eps) if pool == "mean" else nn.Identity()
@@ -276,43 +262,38 @@ class VisionTransformer(nn.Module):
         if head == "linear":
             self.head = nn.Linear(embed_dim, num_classes)
         else:
-            self.head = nn.Sequential()
-            self.head.add_module("fc1", nn.Linear(embed_dim, embed_dim))
-            self.head.add_module("act", nn.Tanh())
-            self.head.add_module("fc2", nn.Linear(embed_dim, num_classes))
+            parts = dict(fc1=nn.Linear(embed_dim, embed_dim), act=nn.Tanh(), fc2=nn.Linear(embed_dim, num_classes))
+            self.head = nn.Sequential(OrderedDict(parts))
+        self._init_weights()
 
-        self.apply(self._init_weights)
-        with torch.no_grad():
-            self.pos_embed[0, self.has_cls :] = 0.3 * sine_positions(self.grid_size, embed_dim)
-        if self.has_cls:
-            nn.init.trunc_normal_(self.cls_token, std=0.02)
+    @torch.no_grad()
+    def _init_weights(self):
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, PatchEmbed):  # as strong as the positions
+                nn.init.trunc_normal_(module.proj.weight, std=0.35 * module.proj.weight[0].numel() ** -0.5)
+                nn.init.zeros_(module.proj.bias)
+            elif isinstance(module, ConvStem):
+                for conv in (layer for layer in module.stages if isinstance(layer, nn.Conv2d)):
+                    nn.init.kaiming_normal_(conv.weight)
         for block in self.blocks:  # which then begins as the identity
             nn.init.zeros_(block.attn.proj.weight)
             nn.init.zeros_(block.mlp.fc2.weight)
-
-    @staticmethod
-    def _init_weights(module):
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, PatchEmbed):  # as strong as the positions
-            nn.init.trunc_normal_(module.proj.weight, std=0.35 * module.proj.weight[0].numel() ** -0.5)
-            nn.init.zeros_(module.proj.bias)
-        elif isinstance(module, ConvStem):
-            for layer in module.stages:
-                if isinstance(layer, nn.Conv2d):
-                    nn.init.kaiming_normal_(layer.weight)
+        self.pos_embed[0, self.has_cls :] = 0.3 * sine_positions(self.grid_size, self.pos_embed.shape[-1])
+        if self.has_cls:
+            nn.init.trunc_normal_(self.cls_token, std=0.02)
 
     def forward(self, images, return_attention=False, return_hidden=False):
         """Logits B x C of images B x in_chans x img_size x img_size (normalised floats).
 
         With return_attention also the attention B x L x H x N x N (before dropout; rows sum to 1).
         With return_hidden also a dict name -> tensor: "patch_embed" (B x P x D) and, for each block
-        i from 0, "blocks.i.norm1", ".attn", ".norm2", ".mlp" and its output "blocks.i" (B x N x D);
-        the names are those of the modules. With both, the dict has "blocks.i.attention" (B x H x N x N)
-        too, through which logits can be differentiated. What is asked for comes as a tuple, in this
-        order: (logits, attention, hidden).
+        i from 0, "blocks.i.norm1", ".attn", ".norm2", ".mlp" and its output "blocks.i" (B x N x D), named
+        like the modules; with both, also "blocks.i.attention" (B x H x N x N), through which logits can
+        be differentiated. What is asked for comes as a tuple: (logits, attention, hidden).
         """
         x = self.patch_embed(images)  # B x P x D
         hidden = {"patch_embed": x}
@@ -340,42 +321,30 @@ class VisionTransformer(nn.Module):
         logits = self.head(x)  # B x C
 
         out = (logits,)
-        if return_attention:
-            out += (torch.stack(maps, dim=1),)
-        if return_hidden:
-            out += (hidden,)
+        out += (torch.stack(maps, dim=1),) if return_attention else ()
+        out += (hidden,) if return_hidden else ()
         return out if len(out) > 1 else logits
 
 
-def count_parameters(model):
-    """How many parameters a model trains."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def count_flops(model):
-    """Floating-point operations of one image's forward pass, a multiplication and an addition
-    counted as two; matrix products and convolutions only (torch.utils.flop_counter)."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    device = next(model.parameters()).device
-    image = torch.zeros(1, model.in_chans, model.img_size, model.img_size, device=device)
-    was_training = model.training
-    explicit = {"return_attention": True} if hasattr(model, "blocks") else {}  # the counter knows no fused path on CPU
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()(image, **explicit)
-    model.train(was_training)
-    return counter.get_total_flops()
+def main():
+    """Print a Vision Transformer and what it costs; the flags are its arguments."""
+    older = dict(img_size="image_size", in_chans="n_channels", num_classes="n_classes", depth="n_layers")
+    older |= dict(num_heads="n_attention_heads", mlp_ratio="forward_mul", drop_rate="dropout")
+    parser = argparse.ArgumentParser(description=main.__doc__, allow_abbrev=False)
+    parser.error = lambda message: parser.exit(2, f"model.py: {message}\n")
+    for name, parameter in inspect.signature(VisionTransformer).parameters.items():
+        spellings, default = [f"--{spelling}" for spelling in (name, older.get(name)) if spelling], parameter.default
+        how = dict(type=type(default)) if type(default) is not bool else dict(action=argparse.BooleanOptionalAction)
+        parser.add_argument(*spellings, dest=name, default=default, help=f"(default: {default})", **how)
+    try:
+        model = VisionTransformer(**vars(parser.parse_args())).eval()
+    except ValueError as error:
+        parser.error(error)
+    with torch.no_grad(), FlopCounterMode(display=False) as flops:
+        model(torch.zeros(1, model.in_chans, model.img_size, model.img_size), return_attention=True)
+    size = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{model}\n\n{size:,} parameters, {flops.get_total_flops() / 1e6:.1f} MFLOPs an image, forward")
 
 
 if __name__ == "__main__":
-    from vitlab.config import TrainConfig, run_cli
-
-    def main():
-        config = TrainConfig.from_args(
-            groups=("model",), description="Print the architecture and the cost of a model, --model."
-        )
-        model = config.build_model()
-        print(model)
-        print(f"\n{count_parameters(model):,} parameters, {count_flops(model) / 1e6:.1f} MFLOPs an image, forward")
-
-    run_cli(main)
+    main()

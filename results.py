@@ -17,9 +17,9 @@ from pathlib import Path
 
 import yaml
 
-from vitlab.checkpoint import replacing
-from vitlab.config import Parser, UserError, run_cli
-from vitlab.models.baselines import TITLES
+from vitlab.catalog import TITLES
+from vitlab.cli import Parser, UserError, run_cli
+from vitlab.files import replacing
 from vitlab.study import tables
 
 START, END = "<!-- made by results.py -->", "<!-- end -->"

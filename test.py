@@ -19,14 +19,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from vitlab import checkpoint
-from vitlab.attention import maps as explain
-from vitlab.config import FIELDS, Parser, UserError, add_flags, in_groups, read_settings, run_cli
-from vitlab.datasets import splits as data
+from vitlab.attention.attribution import grad_cam
+from vitlab.attention.maps import attention_from, describe_pool, pool_weights, to_grid
+from vitlab.checkpoint import DEFAULT_MODEL, load_checkpoint
+from vitlab.cli import Parser, UserError, run_cli
+from vitlab.config import SETTINGS, add_flags, in_groups, read_settings
+from vitlab.datasets import images
+from vitlab.datasets.images import image_files, open_images
+from vitlab.datasets.splits import load_data, test_image
 from vitlab.evaluation import metrics
-from vitlab.models.baselines import cam_layer
-from vitlab.pictures import figures as plots
-from vitlab.training import loop as engine
+from vitlab.evaluation.report import make_report, predict_all
+from vitlab.files import writable_folder, write_json
+from vitlab.hardware import find_device, pick_amp
+from vitlab.models.registry import cam_layer
+from vitlab.pictures import canvas, figures
 
 
 def parse_args():
@@ -35,18 +41,16 @@ def parse_args():
     parser.add_argument("--mode", default="cifar", help="cifar (default: the whole test split), cifar-single or custom")
     parser.add_argument("--index", help="cifar-single: which test image, from 0 (default: 1)")
     parser.add_argument("--image_path", metavar="PATH", help="custom: an image, or a folder of images")
-    parser.add_argument(
-        "--model_path", default=checkpoint.DEFAULT_MODEL, help="a checkpoint or run folder (default: %(default)s)"
-    )
+    parser.add_argument("--model_path", default=DEFAULT_MODEL, help="a checkpoint or run folder (default: %(default)s)")
     parser.add_argument("--no_image", action="store_true", help="do not open the picture (it is saved all the same)")
     where_and_how = ("output_path", "data_path", "batch_size", "num_workers", "num_test_images", "device")
     add_flags(parser, where_and_how)
     add_flags(parser, ("dataset", *in_groups("model")))
     args = parser.parse_args()
 
-    settings = read_settings({name: value for name, value in vars(args).items() if name in FIELDS})
+    settings = read_settings({name: value for name, value in vars(args).items() if name in SETTINGS})
     expected = {name: settings[name] for name in ("dataset", *in_groups("model")) if name in settings}
-    settings = {name: settings.get(name, FIELDS[name].default) for name in where_and_how}
+    settings = {name: settings.get(name, SETTINGS[name].default) for name in where_and_how}
     if args.mode not in ("cifar", "cifar-single", "custom"):
         raise UserError(f"--mode {args.mode!r}: choose cifar, cifar-single or custom")
     for name, mode in (("index", "cifar-single"), ("image_path", "custom")):
@@ -58,17 +62,17 @@ def parse_args():
     if args.mode == "custom" and not args.image_path:
         raise UserError("--mode custom needs --image_path FILE-OR-FOLDER")
     if args.mode == "custom":
-        data.image_files(args.image_path)  # refused before anything is loaded
+        image_files(args.image_path)  # refused before anything is loaded
     return args, settings, expected
 
 
 def test_split(found, config, folder):
     """--mode cifar: every number of the test split."""
     began = time.perf_counter()
-    batches = data.load(config, splits=("test",), mean=found.mean, std=found.std).test
+    batches = load_data(config, splits=("test",), mean=found.mean, std=found.std).test
     device = batches.labels.device
-    amp = engine.pick_amp(device, "off" if config.amp == "off" else "auto")  # the device may be another one
-    labels, logits = engine.predict_all(found.model, batches, amp, "test")
+    amp = pick_amp(device, "off" if config.amp == "off" else "auto")  # the device may be another one
+    labels, logits = predict_all(found.model, batches, amp, "test")
     seconds = time.perf_counter() - began
     predictions = logits.argmax(-1)
     result = metrics.summary(labels, predictions, F.cross_entropy(logits, labels))
@@ -94,8 +98,8 @@ def test_split(found, config, folder):
         f"\ntest accuracy {result['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), loss {result['loss']:.4f}, "
         f"F1 macro {result['f1_macro']:.4f}, weighted {result['f1_weighted']:.4f}, {result['n']} images"
     )
-    print(plots.confusion_matrix(counts, found.classes, folder / "confusion_matrix.png"))
-    report = engine.make_report(
+    print(figures.confusion_matrix(counts, found.classes, folder / "confusion_matrix.png"))
+    report = make_report(
         name=folder.parent.name,
         dataset=config.dataset,
         checkpoint=found.path,
@@ -105,7 +109,7 @@ def test_split(found, config, folder):
         seconds=seconds,
         test=result,
     )
-    print(engine.write_json(folder / "report.json", {**report, "per_class": rows, "confusion": counts.tolist()}))
+    print(write_json(folder / "report.json", {**report, "per_class": rows, "confusion": counts.tolist()}))
 
 
 def test_one(found, image, name, picture, label=None):
@@ -115,43 +119,43 @@ def test_one(found, image, name, picture, label=None):
     if hasattr(found.model, "blocks"):
         with torch.no_grad():
             logits, attention, hidden = found.model(batch, return_attention=True, return_hidden=True)
-            seen = explain.attention_from(attention[:, -1:], explain.pool_weights(found.model, hidden))
-        shown = explain.to_grid(seen)[0, 0].mean(0).cpu()
-        words = f"last block, attention from {explain.describe_pool(found.model)}"
+            seen = attention_from(attention[:, -1:], pool_weights(found.model, hidden))
+        shown = to_grid(seen)[0, 0].mean(0).cpu()
+        words = f"last block, attention from {describe_pool(found.model)}"
     else:
         with torch.no_grad():
             logits = found.model(batch)
-        layer = cam_layer(found.model)
-        shown = explain.grad_cam(found.model, batch, layer=layer)[0].cpu() if layer else None
+        layer = cam_layer(found.config.model, found.model)
+        shown = grad_cam(found.model, batch, layer=layer)[0].cpu() if layer else None
         words = "Grad-CAM"
     likeliest = found.name(logits[0])
     print(f"{name}: {', '.join(f'{guess} {share:.4f}' for guess, share in likeliest)}")
     if label is not None:
         print(f"true class: {label}")
     title = f"{likeliest[0][0]} {likeliest[0][1]:.1%}" + (f" (true: {label})" if label is not None else "")
-    square = data.square(image, found.model.img_size if label is not None else max(224, found.model.img_size))
-    plots.prediction(square, shown, title, picture, words=words)
+    square = images.square(image, found.model.img_size if label is not None else max(224, found.model.img_size))
+    figures.prediction(square, shown, title, picture, words=words)
     print(picture)
     return {"image": str(name), "true": label, "top": [{"class": c, "probability": p} for c, p in likeliest]}
 
 
 def test_index(found, config, folder, index):
     """--mode cifar-single: one image of the test split, by its place in the official order."""
-    image, label = data.test_image(config, index)
+    image, label = test_image(config, index)
     picture = folder / f"index-{index}.png"
     numbers = test_one(found, image, f"index {index}", picture, found.classes[label])
-    print(engine.write_json(picture.with_suffix(".json"), numbers))
+    print(write_json(picture.with_suffix(".json"), numbers))
     return [picture]
 
 
 def test_custom(found, folder, path):
     """--mode custom: an image file, or those in a folder. Returns (pictures, how many were bad)."""
     pictures, numbers, bad = [], [], []
-    for file, image in data.open_images(path, bad):
+    for file, image in open_images(path, bad):
         pictures.append(folder / "custom" / f"{file.name}.png")
         numbers.append(test_one(found, image, file, pictures[-1]))
     if numbers:
-        print(engine.write_json(folder / "custom" / "predictions.json", numbers))
+        print(write_json(folder / "custom" / "predictions.json", numbers))
     for line in bad:
         print(f"test.py: {line}", file=sys.stderr)
     return pictures, len(bad)
@@ -159,13 +163,13 @@ def test_custom(found, folder, path):
 
 def main():
     args, settings, expected = parse_args()
-    found = checkpoint.load(args.model_path, **expected)
+    found = load_checkpoint(args.model_path, **expected)
     for note in found.notes:
         print(note)
     custom = args.mode == "custom"
     config = dataclasses.replace(found.config, **settings) if custom else found.data_config(**settings)
-    found.model.to(config.pick_device())
-    folder = checkpoint.writable_folder(Path(config.output_path) / found.run_name / "test", "--output_path")
+    found.model.to(find_device(config.device))
+    folder = writable_folder(Path(config.output_path) / found.run_name / "test", "--output_path")
 
     bad = 0
     if args.mode == "cifar":
@@ -177,7 +181,7 @@ def main():
         pictures, bad = test_custom(found, folder, args.image_path)
     if not args.no_image:
         for picture in pictures[:1]:
-            plots.show(picture)
+            canvas.show(picture)
     return 1 if bad else 0
 
 

@@ -10,20 +10,24 @@ Writes model/NAME/best.pt and last.pt, and output/NAME/ with curves, metrics.csv
 import shlex
 import sys
 
-from vitlab.config import TrainConfig, run_cli
-from vitlab.datasets import splits as data
-from vitlab.training import loop as engine
+from vitlab.cli import run_cli
+from vitlab.config import TrainConfig
+from vitlab.datasets.splits import load_data
+from vitlab.models.registry import build_model
+from vitlab.training import loop
+from vitlab.training.loop import fit
+from vitlab.training.stopping import Stopped
 
 
 def main():
     config = TrainConfig.from_args(description=__doc__)
-    engine.check(config)
-    model = config.build_model()
-    sets = data.load(config, splits=("train", "val") if config.no_test else ("train", "val", "test"))
+    loop.check(config)
+    model = build_model(config)
+    sets = load_data(config, splits=("train", "val") if config.no_test else ("train", "val", "test"))
     print(" ".join(f"{name}={value}" for name, value in vars(config).items()))
     try:
-        engine.fit(model, sets, config)
-    except engine.Stopped as stopped:
+        fit(model, sets, config)
+    except Stopped as stopped:
         last = config.checkpoint_folder / "last.pt"
         print(f"train.py: interrupted; --resume {last} goes on", file=sys.stderr)
         return 128 + stopped.signal

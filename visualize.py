@@ -17,7 +17,6 @@ Layers and heads count from 0. Architecture, classes and normalisation come from
 of `gif` goes to attention_map_gif/, everything else to output/NAME/visualize/, or to --output_path.
 """
 
-import dataclasses
 import itertools
 import sys
 from dataclasses import dataclass
@@ -27,14 +26,41 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vitlab import checkpoint
-from vitlab.attention import maps as explain
-from vitlab.config import FIELDS, Parser, UserError, add_flags, in_groups, read_settings, run_cli
-from vitlab.datasets import splits as data
+from vitlab.attention import attribution
+from vitlab.attention.attribution import attention_gradients, grad_cam, gradient_rollout
+from vitlab.attention.faithfulness import area, attention_maps, blur, removal_curve
+from vitlab.attention.maps import (
+    attention_from,
+    attention_to,
+    describe_pool,
+    features,
+    pool_weights,
+    to_grid,
+    token_attention,
+)
+from vitlab.checkpoint import DEFAULT_MODEL, load_checkpoint, read_checkpoint
+from vitlab.cli import Parser, UserError, run_cli
+from vitlab.config import SETTINGS, add_flags, in_groups, read_settings
+from vitlab.datasets import images
+from vitlab.datasets.images import image_files, open_images
+from vitlab.datasets.splits import load_data, test_image
 from vitlab.evaluation import metrics
-from vitlab.models.baselines import cam_layer
-from vitlab.pictures import figures as plots
-from vitlab.training import loop as engine
+from vitlab.files import save_npy, write_json
+from vitlab.hardware import autocast, find_device, pick_amp
+from vitlab.models.registry import cam_layer
+from vitlab.pictures import canvas, figures
+from vitlab.pictures.tiles import (
+    OWN_SCALE,
+    SCALE,
+    attention_frames,
+    embedded_tiles,
+    enlarge,
+    hidden_tiles,
+    mark,
+    overlay,
+    shade,
+    sheet,
+)
 
 
 def parse_args():
@@ -44,7 +70,7 @@ def parse_args():
         command = commands.add_parser(name, help=(function.__doc__ or "").split(":")[0].rstrip("."))
         command.add_argument(
             "--model_path",
-            default=checkpoint.DEFAULT_MODEL,
+            default=DEFAULT_MODEL,
             help="a checkpoint or run folder (default: %(default)s)",
         )
         command.add_argument("--output_path", help="a folder, or the file to write")
@@ -91,7 +117,7 @@ class Subject:
     truth: str | None
     attention: torch.Tensor | None = None  # L x H x N x N; of a VisionTransformer alone, as what follows
     hidden: dict | None = None  # of model.py's return_hidden
-    weights: torch.Tensor | None = None  # N: explain.pool_weights
+    weights: torch.Tensor | None = None  # N: pool_weights
 
     @property
     def verdict(self):
@@ -103,24 +129,24 @@ class View:
     """A checkpoint, the arguments, and where the pictures go."""
 
     def __init__(self, args):
-        given = {name: value for name, value in vars(args).items() if name in FIELDS and name != "output_path"}
+        given = {name: value for name, value in vars(args).items() if name in SETTINGS and name != "output_path"}
         settings = read_settings(given)
         expected = {name: settings.pop(name) for name in list(settings) if name in ("dataset", *in_groups("model"))}
         self.args = args
-        self.found = checkpoint.load(args.model_path, **expected)
+        self.found = load_checkpoint(args.model_path, **expected)
         for note in self.found.notes:
             print(note)
-        self.settings = {name: settings.get(name, FIELDS[name].default) for name in ("data_path", "device")}
+        self.settings = {name: settings.get(name, SETTINGS[name].default) for name in ("data_path", "device")}
         self.model, self.name = self.found.model, self.found.run_name
-        self.model.to(dataclasses.replace(self.found.config, **self.settings).pick_device())
+        self.model.to(find_device(self.settings["device"]))
         self.bad = []  # what images could not be read
         self.frame_ms = whole(getattr(args, "frame_ms", 400), "--frame_ms", low=20, high=60_000)
         kind = self.found.config.model
         if kind == "vit":
             self.depth, self.n_heads = len(self.model.blocks), self.model.blocks[0].attn.num_heads
-            self.pooled = explain.describe_pool(self.model)
-        elif args.command not in OF_BASELINES or (args.command == "gradcam" and not cam_layer(self.model)):
-            others = " and ".join(name for name in OF_BASELINES if name != "gradcam" or cam_layer(self.model))
+            self.pooled = describe_pool(self.model)
+        elif args.command not in OF_BASELINES or (args.command == "gradcam" and not cam_layer(kind, self.model)):
+            others = " and ".join(name for name in OF_BASELINES if name != "gradcam" or cam_layer(kind, self.model))
             raise UserError(f"{args.command}: {args.model_path} is a {kind}; of it there are {others}")
         self.out = Path(args.output_path) if args.output_path else None
         one_file = self.out is not None and self.out.suffix in (".gif", ".png") and not self.out.is_dir()
@@ -166,24 +192,24 @@ class View:
         """The images that the arguments name, one after another."""
         args = self.args
         if args.image_path:
-            n = len(data.image_files(args.image_path))
+            n = len(image_files(args.image_path))
             if self.out_file and n > 1:
                 raise UserError(f"--output_path {self.out} is one file for {n} images; give a folder")
-            for file, image in data.open_images(args.image_path, self.bad):
-                yield self.subject(file.stem, data.square(image, max(224, self.model.img_size)), image, None)
+            for file, image in open_images(args.image_path, self.bad):
+                yield self.subject(file.stem, images.square(image, max(224, self.model.img_size)), image, None)
             return
         config = self.found.data_config(**self.settings)
         if not (args.index or "21").removeprefix("-").isdecimal():
             raise UserError(f"--index {args.index}: give a whole number")
         index = int(args.index or 21)
-        image, label = data.test_image(config, index)
+        image, label = test_image(config, index)
         name = f"{config.dataset.removesuffix('10')}-index-{index}"
-        yield self.subject(name, data.square(image, self.model.img_size), image, self.found.classes[label])
+        yield self.subject(name, images.square(image, self.model.img_size), image, self.found.classes[label])
 
     def test_images(self, *, low):
         """--num_images of the test split, spread evenly over it, and their labels."""
         config = self.found.data_config(**self.settings)
-        sets = data.load(config, splits=("test",), mean=self.found.mean, std=self.found.std)
+        sets = load_data(config, splits=("test",), mean=self.found.mean, std=self.found.std)
         most = len(sets.test.labels)
         asked = self.args.num_images or min(NUM_IMAGES[self.args.command], most)
         return sets.test.sample(whole(asked, "--num_images", low=low, high=most))
@@ -196,7 +222,7 @@ class View:
             return Subject(name, square, batch, guesses, truth)
         with torch.no_grad():
             logits, attention, hidden = self.model(batch, return_attention=True, return_hidden=True)
-            weights = explain.pool_weights(self.model, hidden)
+            weights = pool_weights(self.model, hidden)
         hidden = {name: values[0].float().cpu() for name, values in hidden.items()}
         guesses = self.found.name(logits[0])
         return Subject(name, square, batch, guesses, truth, attention[0].float().cpu(), hidden, weights[0].cpu())
@@ -216,14 +242,14 @@ def head_words(head):
 
 def seen_from(subject):
     """Attention from the pooled token: L x H x N."""
-    return explain.attention_from(subject.attention[None], subject.weights[None])[0]
+    return attention_from(subject.attention[None], subject.weights[None])[0]
 
 
 def each_map(view, subject):
     """(layer, head, attention from the pooled token G x G) of the layers and heads asked for, else all."""
     seen = seen_from(subject)
     for layer, head in itertools.product(view.layers("all"), view.heads(list(range(view.n_heads)))):
-        yield layer, head, explain.to_grid(head_maps(seen[layer], head))
+        yield layer, head, to_grid(head_maps(seen[layer], head))
 
 
 # -------------------------------------------------------------------------------- of single images
@@ -238,9 +264,9 @@ def gif(view, subject):
     guess, share = subject.guesses[0]
     captions = (f"true class: {subject.truth}" if subject.truth else subject.name, f"taken for {guess}, {share:.1%}")
     title = f"attention from {view.pooled}"
-    frames = plots.attention_frames(subject.image, each, title=title, captions=captions, note=view.name)
+    frames = attention_frames(subject.image, each, title=title, captions=captions, note=view.name)
     path = view.file(subject.name, ".gif", Path("attention_map_gif"))
-    return [plots.save_gif(frames, path, frame_ms=view.frame_ms, hold=3)]
+    return [canvas.save_gif(frames, path, frame_ms=view.frame_ms, hold=3)]
 
 
 def maps(view, subject):
@@ -248,10 +274,10 @@ def maps(view, subject):
     tiles = []
     for layer, head, values in each_map(view, subject):
         words = f"layer {layer}, {head_words(head)}\nup to {values.max():.2f}"
-        tiles.append((words, plots.overlay(subject.image, values, 112)))
+        tiles.append((words, overlay(subject.image, values, 112)))
     title = view.title(subject, f"attention from {view.pooled}")
-    image = plots.sheet(tiles, columns=len(tiles) // len(view.layers("all")), title=title, note=plots.SCALE)
-    return [plots.save_image(image, view.file(f"{subject.name}-maps", ".png"))]
+    image = sheet(tiles, columns=len(tiles) // len(view.layers("all")), title=title, note=SCALE)
+    return [canvas.save_image(image, view.file(f"{subject.name}-maps", ".png"))]
 
 
 def class_maps(view, subject, make):
@@ -263,7 +289,7 @@ def class_maps(view, subject, make):
     for name in names:
         values = make(torch.tensor([view.found.classes.index(name)], device=subject.batch.device))
         words = f"for {name}" + (f", {shares[name]:.1%}" if name in shares else "")
-        tiles.append((words, plots.overlay(subject.image, values.cpu(), 160)))
+        tiles.append((words, overlay(subject.image, values.cpu(), 160)))
     return tiles
 
 
@@ -272,10 +298,10 @@ def rollout(view, subject):
     weights = subject.weights
 
     def gradient(target):
-        found = explain.attention_gradients(view.model, subject.batch, target)
-        return explain.to_grid(explain.gradient_rollout(*found)[0])
+        found = attention_gradients(view.model, subject.batch, target)
+        return to_grid(gradient_rollout(*found)[0])
 
-    tiles = [("image", plots.enlarge(subject.image, 160))]
+    tiles = [("image", enlarge(subject.image, 160))]
     heads = [head for head in view.heads(["mean"]) if head != "mean"]
     if heads and "mean" in view.args.heads:
         raise UserError(
@@ -284,13 +310,13 @@ def rollout(view, subject):
     attention = subject.attention[:, heads or slice(None)]
     of_heads = f"\nheads {', '.join(map(str, heads))}" if heads else ""
     for layer in view.layers("first middle last"):
-        values = explain.to_grid(weights @ explain.rollout(attention[None, : layer + 1])[0])
-        tiles.append((f"rollout, layers 0 to {layer}{of_heads}", plots.overlay(subject.image, values, 160)))
+        values = to_grid(weights @ attribution.rollout(attention[None, : layer + 1])[0])
+        tiles.append((f"rollout, layers 0 to {layer}{of_heads}", overlay(subject.image, values, 160)))
     tiles += [None] * (-len(tiles) % 4)
     tiles += [(f"gradient rollout\n{words}", tile) for words, tile in class_maps(view, subject, gradient)]
     title = view.title(subject, f"from {view.pooled} back to the patches")
-    image = plots.sheet(tiles, columns=4, title=title, note=plots.SCALE)
-    return [plots.save_image(image, view.file(f"{subject.name}-rollout", ".png"))]
+    image = sheet(tiles, columns=4, title=title, note=SCALE)
+    return [canvas.save_image(image, view.file(f"{subject.name}-rollout", ".png"))]
 
 
 def cls(view, subject):
@@ -298,21 +324,21 @@ def cls(view, subject):
     heads, layers = view.heads(["mean"]), view.layers("all")
     both = {
         "from": seen_from(subject),
-        "to": explain.attention_to(subject.attention[None], subject.weights[None])[0],
+        "to": attention_to(subject.attention[None], subject.weights[None])[0],
     }
     tiles = []
     for (way, seen), head in itertools.product(both.items(), heads):
         for layer in layers:
-            values = explain.to_grid(head_maps(seen[layer], head))
+            values = to_grid(head_maps(seen[layer], head))
             words = f"{way} {view.pooled}, {head_words(head)}\nlayer {layer}, up to {values.max():.2f}"
-            tiles.append((words, plots.overlay(subject.image, values, 128)))
+            tiles.append((words, overlay(subject.image, values, 128)))
     title = view.title(subject, f"attention from and to {view.pooled}")
-    image = plots.sheet(tiles, columns=len(layers), title=title, note=plots.SCALE)
-    written = [plots.save_image(image, view.file(f"{subject.name}-cls", ".png"))]
+    image = sheet(tiles, columns=len(layers), title=title, note=SCALE)
+    written = [canvas.save_image(image, view.file(f"{subject.name}-cls", ".png"))]
     values = torch.stack([subject.weights @ subject.hidden[f"blocks.{layer}"] for layer in range(view.depth)])
     title = view.title(subject, f"values of {view.pooled} behind each layer")
     path = written[0].with_name(f"{written[0].stem}-values.png")
-    return [*written, plots.token_values(values, title, path)]
+    return [*written, figures.token_values(values, title, path)]
 
 
 def tokens(view, subject):
@@ -326,61 +352,61 @@ def tokens(view, subject):
     words = f"layer {layer}, {head_words(head)}: where the framed patch looks"
     tiles, frames = [], []
     for row, column in [(row, column) for row in steps for column in steps]:
-        seen = explain.token_attention(subject.attention[None], row * side + column)[0, layer]
-        values = explain.to_grid(head_maps(seen, head))
+        seen = token_attention(subject.attention[None], row * side + column)[0, layer]
+        values = to_grid(head_maps(seen, head))
 
         def framed(pixels, place=(row, column)):
-            return plots.mark(pixels, *place, side)
+            return mark(pixels, *place, side)
 
-        tiles.append((f"up to {values.max():.2f}", framed(plots.overlay(subject.image, values, 96))))
+        tiles.append((f"up to {values.max():.2f}", framed(overlay(subject.image, values, 96))))
         pair = [
-            (f"row {row}, column {column}", framed(plots.enlarge(subject.image, 224))),
-            (f"up to {values.max():.2f}", framed(plots.overlay(subject.image, values, 224))),
+            (f"row {row}, column {column}", framed(enlarge(subject.image, 224))),
+            (f"up to {values.max():.2f}", framed(overlay(subject.image, values, 224))),
         ]
-        frames.append(plots.sheet(pair, columns=2, title=f"{subject.name}, {words}", note=view.name))
-    image = plots.sheet(tiles, columns=len(steps), title=view.title(subject, words), note=plots.SCALE)
-    written = [plots.save_image(image, view.file(f"{subject.name}-tokens", ".png"))]
+        frames.append(sheet(pair, columns=2, title=f"{subject.name}, {words}", note=view.name))
+    image = sheet(tiles, columns=len(steps), title=view.title(subject, words), note=SCALE)
+    written = [canvas.save_image(image, view.file(f"{subject.name}-tokens", ".png"))]
     path = view.file(f"{subject.name}-tokens", ".gif")
-    return [*written, plots.save_gif(frames, path, frame_ms=view.frame_ms)]
+    return [*written, canvas.save_gif(frames, path, frame_ms=view.frame_ms)]
 
 
 def gradcam(view, subject):
     """Grad-CAM on the last block's tokens, for the likeliest classes or --target."""
-    tiles = [("image", plots.enlarge(subject.image, 160))]
-    module = cam_layer(view.model)  # of a CNN
+    tiles = [("image", enlarge(subject.image, 160))]
+    module = cam_layer(view.found.config.model, view.model)  # of a CNN
     if module and view.args.layers:
         raise UserError("--layers are blocks, and a CNN has none; leave the flag out")
     for layer in view.layers("last") if view.args.layers else [None]:
 
         def evidence(target, block=layer):
-            return explain.grad_cam(view.model, subject.batch, target, layer=module, block=block)[0]
+            return grad_cam(view.model, subject.batch, target, layer=module, block=block)[0]
 
         words = f"layer {layer}, " if view.args.layers else ""
         tiles += [(words + caption, tile) for caption, tile in class_maps(view, subject, evidence)]
     title = view.title(subject, "Grad-CAM of the last convolution" if module else "Grad-CAM of the tokens")
-    image = plots.sheet(tiles, columns=4, title=title, note=plots.SCALE)
-    return [plots.save_image(image, view.file(f"{subject.name}-gradcam", ".png"))]
+    image = sheet(tiles, columns=4, title=title, note=SCALE)
+    return [canvas.save_image(image, view.file(f"{subject.name}-gradcam", ".png"))]
 
 
 def hidden(view, subject):
     """Inside the blocks: norms, attention, MLP and output, as a sheet and a GIF."""
     layers = view.layers("first middle last")
-    tiles = plots.embedded_tiles(subject.image, subject.hidden, 112)
+    tiles = embedded_tiles(subject.image, subject.hidden, 112)
     for layer in layers:
-        tiles += plots.hidden_tiles(subject.hidden, layer, 112)
-    note = plots.OWN_SCALE
+        tiles += hidden_tiles(subject.hidden, layer, 112)
+    note = OWN_SCALE
     title = view.title(subject, "values inside the blocks: root mean square of each token over the width")
     stem = f"{subject.name}-hidden"
-    written = [plots.save_image(plots.sheet(tiles, columns=5, title=title, note=note), view.file(stem, ".png"))]
+    written = [canvas.save_image(sheet(tiles, columns=5, title=title, note=note), view.file(stem, ".png"))]
     frames = [
-        plots.sheet(plots.hidden_tiles(subject.hidden, layer, 112), columns=5, title=title, note=note)
+        sheet(hidden_tiles(subject.hidden, layer, 112), columns=5, title=title, note=note)
         for layer in (layers if view.args.layers else range(view.depth))
     ]
-    written.append(plots.save_gif(frames, view.file(stem, ".gif"), frame_ms=view.frame_ms))
+    written.append(canvas.save_gif(frames, view.file(stem, ".gif"), frame_ms=view.frame_ms))
     if view.args.save_npy:
         for name, values in subject.hidden.items():
             if values.ndim == 2:
-                written.append(plots.save_npy(values.numpy(), written[0].with_name(f"{stem}-{name}.npy")))
+                written.append(save_npy(values.numpy(), written[0].with_name(f"{stem}-{name}.npy")))
     return written
 
 
@@ -397,25 +423,23 @@ def embeddings(view):
     if method not in ("pca", "tsne", "both"):
         raise UserError(f"--method {method}: choose pca, tsne or both")
     images, labels = view.test_images(low=50)
-    features = torch.cat(
-        [explain.features(view.model, batch) for batch in tqdm(images.split(250), leave=False, disable=None)]
-    )
-    features, labels = features.cpu().numpy(), labels.cpu().numpy()
-    panels, scores = [], {"features": float(silhouette_score(features, labels))}
+    read = torch.cat([features(view.model, batch) for batch in tqdm(images.split(250), leave=False, disable=None)])
+    read, labels = read.cpu().numpy(), labels.cpu().numpy()
+    panels, scores = [], {"features": float(silhouette_score(read, labels))}
     if method in ("pca", "both"):
         pca = PCA(2, random_state=0)
-        points = pca.fit_transform(features)
+        points = pca.fit_transform(read)
         panels.append((f"PCA, {pca.explained_variance_ratio_.sum():.0%} of the variance", points))
         scores["pca"] = float(silhouette_score(points, labels))
     if method in ("tsne", "both"):
-        points = TSNE(2, random_state=0, init="pca", perplexity=30).fit_transform(features)
+        points = TSNE(2, random_state=0, init="pca", perplexity=30).fit_transform(read)
         panels.append(("t-SNE, perplexity 30", points))
         scores["tsne"] = float(silhouette_score(points, labels))
     words = f"{view.name}: {view.pooled} of {len(labels)} test images, silhouette {scores['features']:.3f}"
     print(", ".join(f"silhouette of {name} {score:.4f}" for name, score in scores.items()))
-    path = plots.embeddings(panels, labels, view.found.classes, words, view.file("embeddings", ".png"))
+    path = figures.embeddings(panels, labels, view.found.classes, words, view.file("embeddings", ".png"))
     numbers = {"silhouette": scores, "n": len(labels)}
-    return [path, engine.write_json(path.with_suffix(".json"), numbers)]
+    return [path, write_json(path.with_suffix(".json"), numbers)]
 
 
 def positions(view):
@@ -427,11 +451,11 @@ def positions(view):
     tiles = []
     for row, column in [(row, column) for row in steps for column in steps]:
         values = similar[row * side + column].view(side, side)
-        picture = plots.enlarge(plots.shade(values, low=-1, high=1, cmap="cividis"), 80)
-        tiles.append((f"row {row}, column {column}", plots.mark(picture, row, column, side)))
+        picture = enlarge(shade(values, low=-1, high=1, cmap="cividis"), 80)
+        tiles.append((f"row {row}, column {column}", mark(picture, row, column, side)))
     title = f"{view.name}: cosine similarity of the framed patch's position embedding with the others"
-    image = plots.sheet(tiles, columns=len(steps), title=title, note="From -1 (dark) to 1 (bright)")
-    return [plots.save_image(image, view.file("positions", ".png"))]
+    image = sheet(tiles, columns=len(steps), title=title, note="From -1 (dark) to 1 (bright)")
+    return [canvas.save_image(image, view.file("positions", ".png"))]
 
 
 def filters(view):
@@ -441,7 +465,7 @@ def filters(view):
 
     def picture(values):  # grey at 0
         values = (values / values.abs().max() / 2 + 0.5).permute(1, 2, 0).expand(-1, -1, 3)
-        return plots.enlarge((values.numpy() * 255).round().astype(np.uint8), 56)
+        return enlarge((values.numpy() * 255).round().astype(np.uint8), 56)
 
     tiles = []
     flat = weight.flatten(1)
@@ -456,19 +480,19 @@ def filters(view):
     title = f"{view.name}: the filters {name.removesuffix('.weight')}"
     note = "Grey is 0, each filter scaled by itself"
     note += "; first row: principal components, with their share of the variance" if patches else ""
-    image = plots.sheet(tiles, columns=16, title=title, note=note)
-    return [plots.save_image(image, view.file("filters", ".png"))]
+    image = sheet(tiles, columns=16, title=title, note=note)
+    return [canvas.save_image(image, view.file("filters", ".png"))]
 
 
 def training(view):
     """The run's curves, animated."""
     history, last = view.found.history, view.found.path / "last.pt"
     if last.is_file():  # best.pt ends with its own epoch
-        history = checkpoint.read(last)["history"]
+        history = read_checkpoint(last)["history"]
     if not history:
         raise UserError(f"{view.args.model_path} holds no history of a training; name a run of train.py")
-    frames = plots.training_frames(history, title=view.name)
-    return [plots.save_gif(frames, view.file("training", ".gif"), frame_ms=view.frame_ms, hold=5)]
+    frames = figures.training_frames(history, title=view.name)
+    return [canvas.save_gif(frames, view.file("training", ".gif"), frame_ms=view.frame_ms, hold=5)]
 
 
 KINDS = [(baseline, kind) for baseline in ("mean", "blur") for kind in ("deletion", "insertion")]
@@ -477,23 +501,23 @@ KINDS = [(baseline, kind) for baseline in ("mean", "blur") for kind in ("deletio
 def faithfulness(view):
     """Which of the maps deserve belief: insertion and deletion against random orders."""
     images, _ = view.test_images(low=2)
-    amp = engine.pick_amp(images.device, "auto")
+    amp = pick_amp(images.device, "auto")
     generator = torch.Generator().manual_seed(0)
     curves = {}  # (baseline, kind) -> name -> list of B x K
     for batch in tqdm(images.split(50), leave=False, disable=None, unit="batch"):
         targets = view.model(batch).argmax(-1).detach()
         orders = {}
-        for name, values in explain.attention_maps(view.model, batch, targets).items():
+        for name, values in attention_maps(view.model, batch, targets).items():
             orders[name] = [values.flatten(1).argsort(dim=1, descending=True, stable=True)]
         patches = orders[name][0].shape[1]
         draws = torch.rand(10, len(batch), patches, generator=generator).argsort(dim=-1)
         orders["random"] = list(draws.to(batch.device))
         for baseline, kind in KINDS:
-            other = explain.blur(batch) if baseline == "blur" else torch.zeros_like(batch)  # 0: the mean
+            other = blur(batch) if baseline == "blur" else torch.zeros_like(batch)  # 0: the mean
             start, end = (batch, other) if kind == "deletion" else (other, batch)
             for name, several in orders.items():
-                with engine.autocast(images.device, amp):
-                    found = [explain.removal_curve(view.model, start, end, order, targets) for order in several]
+                with autocast(images.device, amp):
+                    found = [removal_curve(view.model, start, end, order, targets) for order in several]
                 curves.setdefault((baseline, kind), {}).setdefault(name, []).append(torch.stack(found).mean(0).cpu())
     curves = {key: {name: torch.cat(parts) for name, parts in named.items()} for key, named in curves.items()}
 
@@ -501,7 +525,7 @@ def faithfulness(view):
     for name in orders:
         row = {"map": name}
         for key, named in curves.items():
-            areas, floor = explain.area(named[name]), explain.area(named["random"])
+            areas, floor = area(named[name]), area(named["random"])
             cell = {"area": areas.mean().item()}
             if name != "random":
                 cell["difference"] = (areas - floor).mean().item()
@@ -524,7 +548,7 @@ def faithfulness(view):
     title = f"{view.name}: probability of the predicted class, {len(images)} test images"
     report = {"name": view.name, "n": len(images), "rows": rows}
     report["curves"] = {"_".join(key): named for key, named in means.items()}
-    return [plots.faithfulness(means, title, path), engine.write_json(path.with_suffix(".json"), report)]
+    return [figures.faithfulness(means, title, path), write_json(path.with_suffix(".json"), report)]
 
 
 OF_BASELINES = ("gradcam", "training")  # what needs no attention

@@ -21,13 +21,16 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
+from vitlab.cli import Parser, run_cli
+from vitlab.config import TrainConfig
+from vitlab.datasets.splits import load_data
+from vitlab.files import writable_folder
+from vitlab.models.registry import build_model
+from vitlab.pictures import canvas
+from vitlab.training.loop import fit
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from vitlab.checkpoint import writable_folder
-from vitlab.config import Parser, TrainConfig, run_cli
-from vitlab.datasets import splits as data
-from vitlab.pictures import figures as plots
-from vitlab.training import loop as engine
 
 WIDTH = 10.0  # of every diagram
 INK, FAINT = "#222222", "#8a8a8a"
@@ -111,7 +114,7 @@ class Drawing:
         self.text(0.3, y, "\n".join(lines), size=10.5, color="#444444", ha="left", va="bottom")
 
     def save(self, path):
-        return plots.save(self.figure, path)
+        return canvas.save(self.figure, path)
 
 
 # ----------------------------------------------------------------------------------- what is drawn
@@ -137,9 +140,9 @@ def trained_model(epochs=15):
             model_path=folder,
             output_path=folder,
         )
-        sets, model = data.load(config, splits=("train", "val")), config.build_model()
+        sets, model = load_data(config, splits=("train", "val")), build_model(config)
         with contextlib.redirect_stdout(io.StringIO()):  # its progress, and files that are gone in a moment
-            engine.fit(model, sets, config)
+            fit(model, sets, config)
     images, _ = next(iter(sets.val))
     return model.eval().requires_grad_(False), images[24:25]  # a two
 

@@ -61,7 +61,7 @@ def cifar_root(tmp_path_factory):
     if not (SHARED / "unpack.py").exists():
         if all((ROOT / "data" / name).is_dir() for name in ("cifar-10-batches-py", "cifar-100-python")):
             return ROOT / "data"
-        pytest.skip("real CIFAR is not in ./data: python -m vitlab.datasets.splits cifar10, and cifar100")
+        pytest.skip("real CIFAR is not in ./data: python download.py cifar10, and cifar100")
     root = tmp_path_factory.mktemp("cifar")
     subprocess.run([sys.executable, SHARED / "unpack.py", root], check=True, capture_output=True)
     return root

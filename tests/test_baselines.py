@@ -9,20 +9,21 @@ import yaml
 from conftest import assert_refused, run
 from PIL import Image
 
-from model import count_flops, count_parameters
-from vitlab import checkpoint
-from vitlab.attention import maps as explain
-from vitlab.config import TrainConfig, UserError
-from vitlab.datasets import splits as data
-from vitlab.models import baselines
+from vitlab.attention.attribution import grad_cam
+from vitlab.checkpoint import load_checkpoint, read_checkpoint
+from vitlab.cli import UserError
+from vitlab.config import TrainConfig
+from vitlab.datasets.splits import load_data, read_digits
+from vitlab.models.baselines import FeedForward, SimpleCNN, TinyCNN
+from vitlab.models.registry import MODELS, build_model, cam_layer, count_flops, count_parameters
 
-NAMES = [name for name in baselines.MODELS if name != "vit"]
+BASELINES = [name for name in MODELS if name != "vit"]
 TINY = ["--dataset", "digits", "--num_train_images", 200, "--epochs", 2]
 
 
 def test_simple_cnn_is_what_its_docstring_says():
     torch.manual_seed(0)
-    model = baselines.SimpleCNN().eval()
+    model = SimpleCNN().eval()
     for norm in (model.features.norm0, model.features.norm3):
         torch.nn.init.normal_(norm.running_mean)
     x = images = torch.randn(2, 3, 32, 32)
@@ -42,9 +43,9 @@ def test_simple_cnn_is_what_its_docstring_says():
 
 
 def test_tiny_cnn_and_mlp_by_hand():
-    model = baselines.TinyCNN(num_classes=7)
+    model = TinyCNN(num_classes=7)
     assert count_parameters(model) == (27 * 16 + 16) + (9 * 16 * 32 + 32) + (32 * 8 * 8 * 7 + 7)
-    model = baselines.FeedForward(img_size=8, in_chans=1, num_classes=3, hidden_sizes=(20, 10))
+    model = FeedForward(img_size=8, in_chans=1, num_classes=3, hidden_sizes=(20, 10))
     assert count_parameters(model) == (64 * 20 + 20) + (20 * 10 + 10) + (10 * 3 + 3)
     assert count_flops(model) == 2 * (64 * 20 + 20 * 10 + 10 * 3)
     x = torch.randn(4, 1, 8, 8)
@@ -54,7 +55,7 @@ def test_tiny_cnn_and_mlp_by_hand():
 
 @pytest.mark.parametrize(("name", "parameters"), [("resnet18", 11_173_962), ("resnet50", 23_520_842)])
 def test_resnets_with_a_stem_for_small_images(name, parameters):
-    model = baselines.build(name, img_size=32, in_chans=3, num_classes=10)
+    model = build_model(TrainConfig.create(model=name, dataset="cifar10"))
     assert count_parameters(model) == parameters  # those of the literature's ResNets for CIFAR
     seen = []
     model.layer1.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape))
@@ -62,19 +63,19 @@ def test_resnets_with_a_stem_for_small_images(name, parameters):
     assert seen == [(1, 64, 32, 32)]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BASELINES)
 def test_each_takes_the_settings_it_names(name):
     config = TrainConfig.create(dataset="digits", model=name)
-    model = config.build_model()
+    model = build_model(config)
     assert (model.img_size, model.in_chans) == (8, 1) and model.eval()(torch.randn(2, 1, 8, 8)).shape == (2, 10)
     assert config.folder_name == f"{name}-8-digits"
     again = TrainConfig.create(yaml.safe_load(yaml.safe_dump(vars(config))))  # what a run leaves as config.yaml
     assert again == config
-    layer = baselines.cam_layer(model)
+    layer = cam_layer(config.model, model)
     if name == "mlp":
         assert layer is None
     else:
-        maps = explain.grad_cam(model, torch.randn(2, 1, 8, 8), layer=layer)
+        maps = grad_cam(model, torch.randn(2, 1, 8, 8), layer=layer)
         assert maps.shape[0] == 2 and maps.ndim == 3
 
 
@@ -84,7 +85,7 @@ def test_settings_of_another_model_are_refused(tmp_path):
     with pytest.raises(UserError, match="--hidden_sizes"):
         TrainConfig.create(hidden_sizes=[3])
     assert TrainConfig.create(model="simple_cnn").drop_rate == 0.3
-    assert TrainConfig.create(model="simple_cnn", dropout=0.1).build_model().drop.p == 0.1
+    assert build_model(TrainConfig.create(model="simple_cnn", dropout=0.1)).drop.p == 0.1
     assert_refused(run("train.py", "--model", "alexnet"), "alexnet", "simple_cnn", "resnet50")
     assert_refused(run("train.py", "--model", "tiny_cnn", "--image_size", 2, "--no_test"), "image size 2", "tiny_cnn")
     assert_refused(run("train.py", "--model", "mlp", "--visualizers", "hidden"), "--visualizers", "mlp")
@@ -118,7 +119,7 @@ def test_train_test_and_resume(cnn, tmp_path):
     for start in ("auto", "model/simple_cnn-8-digits/ViT_model_001.pt"):
         done = run("train.py", *TINY, *flags, start, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        ends.append(checkpoint.read(tmp_path / "model/simple_cnn-8-digits/last.pt")["model"])
+        ends.append(read_checkpoint(tmp_path / "model/simple_cnn-8-digits/last.pt")["model"])
     assert "going on after 1 epochs" in done.stdout
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
     wrong = run("train.py", *TINY, "--model", "tiny_cnn", "--resume", path / "last.pt", cwd=tmp_path)
@@ -139,7 +140,7 @@ def test_pictures_of_a_cnn_and_of_an_mlp(cnn, tmp_path):
     done = run("train.py", *TINY, "--model", "mlp", "--hidden_sizes", 32, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     path = tmp_path / "model/mlp-8-digits"
-    assert checkpoint.load(path).model.layers.fc0.out_features == 32
+    assert load_checkpoint(path).model.layers.fc0.out_features == 32
     done = run("test.py", "--mode", "cifar-single", "--model_path", path, "--no_image", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     picture = Image.open(tmp_path / "output/mlp-8-digits/test/index-1.png")
@@ -161,14 +162,14 @@ def test_fine_tuning_a_cnn(cnn, tmp_path):
 def test_folds_are_a_partition_in_the_classes_proportions():
     held, n = [], 0
     for fold in range(5):
-        sets = data.load(TrainConfig.create(dataset="digits", folds=5, fold=fold), splits=("train", "val"))
+        sets = load_data(TrainConfig.create(dataset="digits", folds=5, fold=fold), splits=("train", "val"))
         images = sets.val.images.flatten(1)
         held.append(images)
         n += len(images)
         assert len(sets.train.labels) + len(images) == 1437
         counts = sets.val.labels.bincount(minlength=10)
         assert counts.min() >= 26 and counts.max() <= 31, counts
-    whole, _ = data.read_digits(None, train=True)
+    whole, _ = read_digits(None, train=True)
     assert n == 1437
     rows = sorted(row.tobytes() for row in torch.cat(held).numpy())
     assert rows == sorted(row.tobytes() for row in whole.flatten(1).numpy())

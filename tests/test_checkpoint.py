@@ -12,24 +12,26 @@ from test_model import scramble
 from torch import nn
 
 from model import VisionTransformer
-from vitlab import checkpoint
-from vitlab.config import TrainConfig, UserError
+from vitlab.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint, write_checkpoint
+from vitlab.cli import UserError
+from vitlab.config import TrainConfig
+from vitlab.models.registry import build_model
 
 SMALL = dict(dataset="cifar10", image_size=16, n_layers=2, embed_dim=32)
 
 
 def save_small(path, **args):
     config = TrainConfig.create(**{**SMALL, **args})
-    model = scramble(config.build_model())
+    model = scramble(build_model(config))
     history = [{"epoch": 1, "train_loss": 2.0}]
-    checkpoint.save(path, model, config, classes=list("abcdefghij"), mean=[0.4] * 3, std=[0.2] * 3, history=history)
+    save_checkpoint(path, model, config, classes=list("abcdefghij"), mean=[0.4] * 3, std=[0.2] * 3, history=history)
     return model
 
 
 def test_a_file_says_everything_of_itself(tmp_path):
     model = save_small(tmp_path / "best.pt", head="mlp", pool="mean")
     for path in (tmp_path / "best.pt", tmp_path):  # a file, or a run's folder
-        found = checkpoint.load(path)
+        found = load_checkpoint(path)
         images = torch.randn(2, 3, 16, 16)
         assert torch.equal(found.model(images), model(images))
         assert not found.model.training
@@ -40,7 +42,7 @@ def test_a_file_says_everything_of_itself(tmp_path):
 
 def test_predict_is_the_model_on_the_normalised_image(tmp_path):
     model = save_small(tmp_path / "best.pt")
-    found = checkpoint.load(tmp_path / "best.pt")
+    found = load_checkpoint(tmp_path / "best.pt")
     image = Image.effect_noise((16, 16), 80).convert("RGB")
     pixels = torch.tensor(np.asarray(image)).permute(2, 0, 1) / 255
     shares = model((pixels[None] - 0.4) / 0.2).softmax(-1)[0]
@@ -53,18 +55,18 @@ def test_predict_is_the_model_on_the_normalised_image(tmp_path):
 
 def test_a_published_copy_is_small_and_says_the_same(tmp_path):
     model = save_small(tmp_path / "a.pt", stem="conv")
-    contents = checkpoint.read(tmp_path / "a.pt")
-    checkpoint.write(tmp_path / "a.pt", {**contents, "training": {"optimizers": [torch.zeros(100000)]}})
+    contents = read_checkpoint(tmp_path / "a.pt")
+    write_checkpoint(tmp_path / "a.pt", {**contents, "training": {"optimizers": [torch.zeros(100000)]}})
     sizes = [(tmp_path / "a.pt").stat().st_size]
     for name, flags in (("whole.pt", []), ("half.pt", ["--half"])):
-        done = run("vitlab/checkpoint.py", tmp_path / "a.pt", tmp_path / name, *flags)
+        done = run("export.py", tmp_path / "a.pt", tmp_path / name, *flags)
         assert done.returncode == 0, done.stderr
         sizes.append((tmp_path / name).stat().st_size)
     assert sizes[1] < sizes[0] - 400000 and sizes[2] < 0.7 * sizes[1]
-    whole = checkpoint.load(tmp_path / "whole.pt").model.state_dict()
+    whole = load_checkpoint(tmp_path / "whole.pt").model.state_dict()
     assert all(torch.equal(value, whole[name]) for name, value in model.state_dict().items())
     images = torch.randn(2, 3, 16, 16)
-    found = checkpoint.load(tmp_path / "half.pt")
+    found = load_checkpoint(tmp_path / "half.pt")
     assert found.classes == tuple(contents["classes"]) and found.history == contents["history"]
     torch.testing.assert_close(found.model(images), model(images), atol=0.02, rtol=0)
 
@@ -116,7 +118,7 @@ class Teaching(nn.Module):
 def test_the_teaching_layout_is_recognised(tmp_path):
     theirs = scramble(Teaching())
     torch.save(theirs.state_dict(), tmp_path / "theirs.pt")
-    found = checkpoint.load(tmp_path / "theirs.pt", dataset="cifar10")
+    found = load_checkpoint(tmp_path / "theirs.pt", dataset="cifar10")
     images = torch.randn(3, 3, 16, 16) * 0.3
     torch.testing.assert_close(found.model(images), theirs(images), atol=1e-5, rtol=1e-5)
     assert found.mean == found.std == (0.5,) * 3
@@ -126,7 +128,7 @@ def test_the_teaching_layout_is_recognised(tmp_path):
 
     six = scramble(Teaching(heads=6))
     torch.save({"state_dict": {f"module.{k}": v for k, v in six.state_dict().items()}}, tmp_path / "six.pt")
-    found = checkpoint.load(tmp_path / "six.pt", num_heads=6)
+    found = load_checkpoint(tmp_path / "six.pt", num_heads=6)
     torch.testing.assert_close(found.model(images), six(images), atol=1e-5, rtol=1e-5)
 
 
@@ -139,7 +141,7 @@ def test_timms_layout_is_recognised(tmp_path, args):
         )
     )
     torch.save(theirs.state_dict(), tmp_path / "theirs.pt")
-    found = checkpoint.load(tmp_path / "theirs.pt", num_heads=3, dataset="cifar100")
+    found = load_checkpoint(tmp_path / "theirs.pt", num_heads=3, dataset="cifar100")
     images = torch.randn(3, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(found.model(images), theirs(images), atol=1e-4, rtol=0)
@@ -158,9 +160,9 @@ def test_what_contradicts_the_file_is_an_error(tmp_path):
         ("ours.pt", dict(dataset="digits"), ("digits", "cifar10")),
     ):
         with pytest.raises(UserError) as caught:
-            checkpoint.load(tmp_path / name, **given)
+            load_checkpoint(tmp_path / name, **given)
         assert all(word in str(caught.value) for word in words), caught.value
-    assert checkpoint.load(tmp_path / "ours.pt", depth=2, dataset="cifar10").config.depth == 2
+    assert load_checkpoint(tmp_path / "ours.pt", depth=2, dataset="cifar10").config.depth == 2
 
 
 # ---------------------------------------------------------------------------------------- bad files
@@ -198,7 +200,7 @@ def test_bad_checkpoints_are_refused(tmp_path):
         ("lacking.pt", "encoder.1.fc2.bias"),
     ):
         with pytest.raises(UserError) as caught:
-            checkpoint.load(tmp_path / name)
+            load_checkpoint(tmp_path / name)
         assert str(tmp_path / name) in str(caught.value) and word in str(caught.value)
     assert_refused(run("test.py", "--model_path", tmp_path / "evil.pt", cwd=tmp_path), "evil.pt", "was not run")
     assert not list(tmp_path.glob("**/ran")) and not os.path.exists("ran")
@@ -229,4 +231,4 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_foreign_models_are_our_class(tmp_path):
     torch.save(scramble(Teaching()).state_dict(), tmp_path / "theirs.pt")
-    assert isinstance(checkpoint.load(tmp_path / "theirs.pt").model, VisionTransformer)
+    assert isinstance(load_checkpoint(tmp_path / "theirs.pt").model, VisionTransformer)

@@ -18,15 +18,16 @@ from PIL import Image
 from scipy.stats import binomtest
 
 import results
-from vitlab import checkpoint
-from vitlab.config import UserError, read_yaml
-from vitlab.datasets import splits as data
+from vitlab.checkpoint import load_checkpoint, read_checkpoint
+from vitlab.cli import UserError
+from vitlab.datasets import splits
+from vitlab.datasets.splits import load_data, read_split
 from vitlab.evaluation import metrics
-from vitlab.pictures import figures as plots
-from vitlab.study import design as study
-from vitlab.study import findings, tables
-from vitlab.study.design import Study
-from vitlab.training import loop as engine
+from vitlab.models.registry import build_model
+from vitlab.settings import read_yaml
+from vitlab.study import figures, findings, plan, running, tables
+from vitlab.study.design import Study, read_grid
+from vitlab.training.state import Run
 
 SMALL = ["--dataset", "digits", "--n_layers", 1, "--embed_dim", 16, "--epochs", 2, "--lr_epochs", 1]
 ASKED = [
@@ -65,7 +66,7 @@ def test_every_cell_is_there_with_all_that_is_asked(compared, found):
         assert [row["epoch"] for row in cell["history"]] == [*range(1, epochs + 1)]
         assert cell["settings"]["epochs"] == epochs and cell["settings"]["learning_rate"] in (1e-4, 3e-3)
         assert min(cell[name] for name in ("parameters", "flops", "images_per_second", "seconds")) > 0
-        assert checkpoint.load(root / cell["checkpoint"]).config.model == cell["model"]
+        assert load_checkpoint(root / cell["checkpoint"]).config.model == cell["model"]
         for split in ("train", "val", "test"):
             assert {"accuracy", "ci95", "loss", "f1_macro", "f1_weighted", "n"} == set(cell[split])
     stored = torch.load(root / "output/comparison/final_results.pth", weights_only=True)
@@ -161,7 +162,7 @@ def test_one_seed_has_intervals_over_the_images(compared, found, monkeypatch, tm
     assert vit["vs"]["ci95"] == pytest.approx([gaps.mean() - half, gaps.mean() + half], abs=0.1 * half)
     assert vit["vs"]["mcnemar_p"] == metrics.mcnemar(*right)
     assert not any("of the seeds" in sentence for sentence in tables.takeaways([vit, cnn]))
-    assert plots.differences([vit], "test accuracy", tmp_path / "one.png").stat().st_size > 0
+    assert figures.differences([vit], "test accuracy", tmp_path / "one.png").stat().st_size > 0
 
 
 def test_what_is_finished_is_not_run_again(compared, tmp_path):
@@ -202,7 +203,7 @@ def test_all_models_see_the_same_batches():
     asked = Study.create(models=["vit", "simple_cnn", "mlp"], dataset="digits", epochs=3, augment="affine")
     batches = []
     for row in asked.rows():
-        sets = data.load(asked.config(row, seed=1), splits=("train",))
+        sets = load_data(asked.config(row, seed=1), splits=("train",))
         sets.train.set_epoch(2)
         batches.append([images for images, _ in sets.train])
     for others in batches[1:]:
@@ -225,7 +226,7 @@ def test_rows_of_a_grid_and_of_variants():
     assert other.title == "MLP, weight_decay 0.1" and asked.reference_of(other) is None
     alone = Study.create(models=["mlp"], grid=["dropout=0,0.1"], dataset="digits")
     assert [alone.reference_of(row) for row in alone.rows()] == [None, alone.rows()[0]]
-    assert study.read_grid(["qkv_bias=true,false"]) == {"qkv_bias": [True, False]}
+    assert read_grid(["qkv_bias=true,false"]) == {"qkv_bias": [True, False]}
 
 
 @pytest.mark.parametrize(("more", "folds"), [({}, 0), ({"grad_accum_steps": 2}, 0), ({"val_split": 0.25}, 5)])
@@ -234,16 +235,16 @@ def test_few_images_are_seen_often_enough(more, folds):
         models=["vit"], dataset="digits", epochs=4, warmup_epochs=1, train_sizes=[100, 300, 1300], min_steps=11,
         folds=folds or None, batch_size=64, **more,
     )  # fmt: skip
-    cells = study.plan(one, {})
+    cells = plan.plan(one, {})
     assert len(cells) == 3 * (3 + folds)
     for cell in cells:
         config = cell.config
-        steps = math.ceil(len(data.load(config, splits=("train",)).train) / config.grad_accum_steps)
+        steps = math.ceil(len(load_data(config, splits=("train",)).train) / config.grad_accum_steps)
         assert config.epochs * steps >= 11
         assert config.epochs == 4 or (config.epochs - 1) * steps < 11  # no more than it takes
         assert config.warmup_epochs == pytest.approx(config.epochs / 4)
     assert len({cell.config.epochs for cell in cells}) > 1
-    assert {cell.config.epochs for cell in study.trials(one)} == {1}  # of the most images, a quarter
+    assert {cell.config.epochs for cell in plan.trials(one)} == {1}  # of the most images, a quarter
 
 
 def test_cross_validation_holds_out_each_image_once(tmp_path):
@@ -261,16 +262,16 @@ def test_cross_validation_holds_out_each_image_once(tmp_path):
 
 def test_no_test_leaves_the_test_set_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    read = data.read_split
-    monkeypatch.setattr(data, "read_split", lambda name, path, train: read(name, path, train) if train else 1 / 0)
+    read = read_split
+    monkeypatch.setattr(splits, "read_split", lambda name, path, train: read(name, path, train) if train else 1 / 0)
     asked = Study.create(
         models=["mlp"], seeds=[0, 1], dataset="digits", epochs=2, num_train_images=200, val_split=0.5, no_test=True,
         learning_rate=1e-3, variants={"no augmentation": {"augment": "none"}},
     )  # fmt: skip
-    cells, failed = study.run(asked)
+    cells, failed = running.run(asked)
     whole, bare = findings.summarise(asked, cells)
     assert not failed and whole["test"] is None and bare["test"] is None
-    names = {path.name for path in findings.figures(asked, cells, [whole, bare])}
+    names = {path.name for path in figures.draw_all(asked, cells, [whole, bare])}
     assert names == {
         "model_comparison.png",
         "augmentation_curves.png",
@@ -295,10 +296,10 @@ def test_no_test_leaves_the_test_set_alone(tmp_path, monkeypatch):
 def test_what_was_left_untested_is_tested_later(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = dict(models=["mlp"], dataset="digits", epochs=1, num_train_images=200, learning_rates=[1e-6])
-    study.run(Study.create(settings, seeds=[0], no_test=True))
+    running.run(Study.create(settings, seeds=[0], no_test=True))
     weights = (tmp_path / "model/comparison/mlp-seed0/last.pt").stat().st_mtime_ns
     asked = Study.create(settings, seeds=[0, 1])
-    cells, failed = study.run(asked)
+    cells, failed = running.run(asked)
     assert not failed and [cell["test"]["n"] for cell in cells] == [360, 360]
     assert cells[0]["settings"]["min_lr"] == 1e-6  # not above the rate
     assert (tmp_path / "model/comparison/mlp-seed0/last.pt").stat().st_mtime_ns == weights  # not trained again
@@ -313,9 +314,9 @@ def test_a_cell_that_could_not_begin_is_begun_again(tmp_path, monkeypatch):
         models=["mlp"], seeds=[0], dataset="digits", epochs=1, num_train_images=200, learning_rate=1e-3
     )
     with monkeypatch.context() as patch:
-        patch.setattr(engine.Run, "save", lambda *args: 1 / 0)
-        assert study.run(asked)[1] == [("mlp-seed0", "division by zero")]
-    cells, failed = study.run(asked)
+        patch.setattr(Run, "save", lambda *args: 1 / 0)
+        assert running.run(asked)[1] == [("mlp-seed0", "division by zero")]
+    cells, failed = running.run(asked)
     assert not failed and cells[0]["checkpoint"] == "model/comparison/mlp-seed0/best.pt"
     assert not list((tmp_path / "output/comparison").glob("*-2"))
 
@@ -325,10 +326,10 @@ def test_a_folder_without_weights_is_begun_again_in_place(tmp_path, monkeypatch)
     asked = Study.create(
         models=["mlp"], seeds=[0], dataset="digits", epochs=1, num_train_images=200, learning_rate=1e-3
     )
-    study.run(asked)
+    running.run(asked)
     (tmp_path / "output/comparison/mlp-seed0/cell.json").unlink()
     shutil.rmtree(tmp_path / "model")
-    cells, failed = study.run(asked)
+    cells, failed = running.run(asked)
     assert not failed and findings.summarise(asked, cells)[0]["test"]["accuracy"]["mean"] > 0
     assert [path.name for path in (tmp_path / "output/comparison").iterdir()] == ["mlp-seed0"]
 
@@ -439,10 +440,10 @@ def test_every_study_of_configs_can_be_run():
     for file in files:
         asked = Study.create(read_yaml(file))
         assert asked.name == file.stem and file.read_text().startswith("# ")
-        cells = [*study.plan(asked, {}), *study.trials(asked)]
+        cells = [*plan.plan(asked, {}), *plan.trials(asked)]
         assert len({cell.name for cell in cells}) == len(cells)
         for row in asked.rows():
-            model = asked.config(row, seed=0).build_model().eval()
+            model = build_model(asked.config(row, seed=0)).eval()
             assert model(torch.randn(1, 3, 32, 32)).shape == (1, 10), row.title
 
 
@@ -466,13 +467,12 @@ def test_a_killed_process_takes_no_others_with_it(tmp_path, monkeypatch):
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 import compare
-from vitlab.study import design as study
-real = study.run_cell
+real = running.run_cell
 def run_cell(cell):
     if cell.config.seed == 0:
         os.kill(os.getpid(), 9)
     return real(cell)
-study.run_cell = run_cell
+running.run_cell = run_cell
 if __name__ == "__main__":
     sys.exit(compare.main())
 """
@@ -498,7 +498,7 @@ def test_ctrl_c_and_on(tmp_path):
                 break
         out, err = process.communicate()
     assert process.returncode == 130 and "the same command goes on" in err and "Traceback" not in err
-    contents = checkpoint.read(tmp_path / "model/comparison/mlp-seed0/last.pt")
+    contents = read_checkpoint(tmp_path / "model/comparison/mlp-seed0/last.pt")
     assert 3 <= contents["training"]["progress"]["epoch"] < 300
     done = run("compare.py", *command[2:], cwd=tmp_path)
     assert done.returncode == 0 and "going on after" in done.stdout, done.stderr
@@ -518,7 +518,7 @@ def test_sigterm_ends_the_trainings_side_by_side_too(tmp_path):
         err = process.communicate()[1]  # the workers hold stderr open, so it ends with the last of them
     assert process.returncode == 143 and "the same command goes on" in err and "Traceback" not in err
     for seed in (0, 1):
-        contents = checkpoint.read(tmp_path / f"model/comparison/mlp-seed{seed}/last.pt")
+        contents = read_checkpoint(tmp_path / f"model/comparison/mlp-seed{seed}/last.pt")
         assert 3 <= contents["training"]["progress"]["epoch"] < 5000
 
 
@@ -526,6 +526,6 @@ def test_curves_without_validation_have_no_empty_panels(tmp_path):
     history = [{"train_loss": 2.0, "train_accuracy": 0.2, "val_loss": 1.9, "val_accuracy": 0.3}]
     bare = [{**history[0], "val_loss": None, "val_accuracy": None}]
     tests = [{"accuracy": 0.3, "loss": 1.8}]
-    both = Image.open(plots.comparison([("a", [history], tests), ("b", [bare], tests)], tmp_path / "both.png"))
-    one = Image.open(plots.comparison([("a", [bare], tests)], tmp_path / "one.png"))
+    both = Image.open(figures.comparison([("a", [history], tests), ("b", [bare], tests)], tmp_path / "both.png"))
+    one = Image.open(figures.comparison([("a", [bare], tests)], tmp_path / "one.png"))
     assert (2 * one.width, one.height) == both.size

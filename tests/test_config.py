@@ -2,7 +2,8 @@
 
 import pytest
 
-from vitlab.config import FIELDS, TrainConfig, UserError
+from vitlab.cli import UserError
+from vitlab.config import SETTINGS, TrainConfig
 
 
 def test_layers_weakest_first(tmp_path):
@@ -102,7 +103,7 @@ def test_help_groups_the_flags_and_explains_each(capsys):
     text = capsys.readouterr().out
     places = [text.index(f"\n{group}:") for group in ("data", "model", "recipe", "run")]
     assert places == sorted(places)
-    for name, field in FIELDS.items():
-        for spelling in (name, *field.metadata["older"]):
+    for name, field in SETTINGS.items():
+        for spelling in (name, *field.older):
             assert f"--{spelling}" in text
-        assert field.metadata["help"].split()[0] in text
+        assert field.help.split()[0] in text

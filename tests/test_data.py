@@ -12,8 +12,13 @@ from conftest import assert_refused, run
 from PIL import Image
 from torchvision import datasets
 
-from vitlab.config import TrainConfig, UserError
-from vitlab.datasets import splits as data
+from vitlab.cli import UserError
+from vitlab.config import TrainConfig
+from vitlab.datasets import images
+from vitlab.datasets.batches import as_channels
+from vitlab.datasets.cifar import _md5, download_cifar, read_cifar
+from vitlab.datasets.images import normalise, open_image
+from vitlab.datasets.splits import load_data
 
 
 def raw(batches):
@@ -27,25 +32,25 @@ def raw(batches):
 def test_digits_test_split_is_fixed_and_stratified():
     from sklearn.datasets import load_digits
 
-    splits = [data.load(TrainConfig.create(dataset="digits", seed=seed)) for seed in (0, 7)]
-    for sets in splits:
+    both = [load_data(TrainConfig.create(dataset="digits", seed=seed)) for seed in (0, 7)]
+    for sets in both:
         assert [len(s.labels) for s in (sets.train, sets.val, sets.test)] == [1293, 144, 360]
         assert sets.test.labels.bincount().tolist() == [36, 36, 35, 37, 36, 37, 36, 36, 35, 36]
-    assert torch.equal(raw(splits[0].test)[0], raw(splits[1].test)[0])
-    assert not torch.equal(raw(splits[0].val)[0], raw(splits[1].val)[0])
+    assert torch.equal(raw(both[0].test)[0], raw(both[1].test)[0])
+    assert not torch.equal(raw(both[0].val)[0], raw(both[1].val)[0])
 
     # nothing is lost, nothing is in two splits: train, val and test are the whole set
-    everything = torch.cat([raw(s)[0] for s in (splits[0].train, splits[0].val, splits[0].test)]).flatten(1)
+    everything = torch.cat([raw(s)[0] for s in (both[0].train, both[0].val, both[0].test)]).flatten(1)
     expected = (load_digits().data * 255 / 16).round()
     assert sorted(map(bytes, everything.numpy())) == sorted(map(bytes, expected.astype(np.uint8)))
 
 
 def test_validation_is_seeded_stratified_and_may_be_empty():
     def val(**args):
-        return data.load(TrainConfig.create(dataset="digits", **args)).val
+        return load_data(TrainConfig.create(dataset="digits", **args)).val
 
     assert torch.equal(val(seed=3).images, val(seed=3).images)
-    sets = data.load(TrainConfig.create(dataset="digits", val_split=0.5))
+    sets = load_data(TrainConfig.create(dataset="digits", val_split=0.5))
     held_out, kept = sets.val.labels.bincount(), sets.train.labels.bincount()
     assert (held_out - kept).abs().max() <= 2
     assert val(val_split=0.0) is None
@@ -53,17 +58,17 @@ def test_validation_is_seeded_stratified_and_may_be_empty():
 
 def test_a_subset_is_stratified_and_checked():
     settings = dict(dataset="digits", num_train_images=200, num_test_images=20)
-    sets, other = (data.load(TrainConfig.create(settings, seed=seed)) for seed in (0, 1))
+    sets, other = (load_data(TrainConfig.create(settings, seed=seed)) for seed in (0, 1))
     assert torch.equal(sets.test.images, other.test.images) and not torch.equal(sets.train.images, other.train.images)
     assert len(sets.train.labels) == 180 and len(sets.val.labels) == 20
     assert sets.test.labels.bincount().tolist() == 10 * [2]
     with pytest.raises(UserError, match="9999.*360"):
-        data.load(TrainConfig.create(dataset="digits", num_test_images=9999))
+        load_data(TrainConfig.create(dataset="digits", num_test_images=9999))
 
 
 def test_cifar_is_what_torchvision_reads(cifar_root):
     for name, official in (("cifar10", datasets.CIFAR10), ("cifar100", datasets.CIFAR100)):
-        sets = data.load(TrainConfig.create(dataset=name, data_path=str(cifar_root), augment="none", batch_size=500))
+        sets = load_data(TrainConfig.create(dataset=name, data_path=str(cifar_root), augment="none", batch_size=500))
         theirs = official(cifar_root, train=False)
         assert sets.classes == tuple(theirs.classes)
         images, labels = next(iter(sets.test))
@@ -83,7 +88,7 @@ def test_cifar_is_what_torchvision_reads(cifar_root):
 
 def test_batches_follow_from_seed_epoch_and_place_alone():
     def batches(seed=0, epoch=0, start=0):
-        loader = data.load(TrainConfig.create(dataset="digits", seed=seed)).train
+        loader = load_data(TrainConfig.create(dataset="digits", seed=seed)).train
         loader.set_epoch(epoch, start)
         return list(loader)
 
@@ -97,15 +102,15 @@ def test_batches_follow_from_seed_epoch_and_place_alone():
 
 
 def test_an_epoch_has_every_image_once():
-    loader = data.load(TrainConfig.create(dataset="digits", augment="none")).train
+    loader = load_data(TrainConfig.create(dataset="digits", augment="none")).train
     seen = torch.cat([images for images, _ in loader])
-    expected = data.normalise(loader.images / 255, loader.mean, loader.std)
+    expected = normalise(loader.images / 255, loader.mean, loader.std)
     assert sorted(map(bytes, seen.numpy())) == sorted(map(bytes, expected.numpy()))
 
 
 def test_images_are_resized_and_converted_in_the_batch():
     config = TrainConfig.create(dataset="digits", image_size=16, n_channels=3)
-    sets = data.load(config)
+    sets = load_data(config)
     images, _ = next(iter(sets.test))
     assert images.shape == (32, 3, 16, 16)
     grey = images * torch.tensor(sets.std).view(3, 1, 1) + torch.tensor(sets.mean).view(3, 1, 1)
@@ -115,7 +120,7 @@ def test_images_are_resized_and_converted_in_the_batch():
 
     rgb = torch.randint(256, (2, 3, 5, 5), dtype=torch.uint8)
     luma = [Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L") for image in rgb]
-    ours = data.as_channels(rgb, 1)[:, 0].numpy().astype(int)
+    ours = as_channels(rgb, 1)[:, 0].numpy().astype(int)
     assert abs(ours - np.stack([np.asarray(image) for image in luma])).max() <= 1
 
 
@@ -140,32 +145,32 @@ def test_cifar_is_downloaded_whole_or_not_at_all(cifar_root, server, tmp_path, m
     with tarfile.open(archive, "w:gz", compresslevel=1) as tar:
         tar.add(cifar_root / "cifar-10-batches-py", "cifar-10-batches-py")
     monkeypatch.setattr(datasets.CIFAR10, "url", f"{address}/{archive.name}")
-    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", data._md5(archive))
+    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", _md5(archive))
 
     root = tmp_path / "data"
-    data.download_cifar("cifar10", root)
+    download_cifar("cifar10", root)
     assert [path.name for path in root.iterdir()] == ["cifar-10-batches-py"]
-    assert len(data.read_cifar("cifar10", root, train=False)[1]) == 10_000
+    assert len(read_cifar("cifar10", root, train=False)[1]) == 10_000
 
     # an archive that was put there by hand is used without a network
     monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:9/none")
     by_hand = tmp_path / "by_hand"
     by_hand.mkdir()
     archive.rename(by_hand / archive.name)
-    data.download_cifar("cifar10", by_hand)
+    download_cifar("cifar10", by_hand)
     assert (by_hand / "cifar-10-batches-py" / "test_batch").exists()
 
     # a damaged one is named, and nothing is unpacked
     (by_hand / archive.name).write_bytes(b"half of it")
     (by_hand / "cifar-10-batches-py").rename(tmp_path / "aside")
     with pytest.raises(UserError, match=f"{archive.name} is damaged"):
-        data.download_cifar("cifar10", by_hand)
+        download_cifar("cifar10", by_hand)
     assert [path.name for path in by_hand.iterdir()] == [archive.name]
 
 
 def test_without_a_network_one_line_says_what_to_do(tmp_path):
     env = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "PATH": "/usr/bin:/bin"}
-    done = run("vitlab/datasets/splits.py", "cifar100", "--data_path", tmp_path / "d", env=env)
+    done = run("download.py", "cifar100", "--data_path", tmp_path / "d", env=env)
     assert_refused(done, "cifar100", tmp_path / "d" / "cifar-100-python.tar.gz", "--dataset digits")
     assert list((tmp_path / "d").iterdir()) == []
 
@@ -179,7 +184,7 @@ def test_a_damaged_batch_is_named_and_not_opened(cifar_root, tmp_path):
     bad.unlink()
     bad.write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "ran").encode() + b"'\ntR.")
     done = run("train.py", "--data_path", tmp_path, "--epochs", 1, cwd=tmp_path)
-    assert_refused(done, bad, "damaged", "python -m vitlab.datasets.splits cifar10")
+    assert_refused(done, bad, "damaged", "python download.py cifar10")
     bad.unlink()
     assert_refused(run("train.py", "--data_path", tmp_path, "--epochs", 1, cwd=tmp_path), bad, "missing")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cifar-10-batches-py"]
@@ -212,7 +217,7 @@ def close(ours, expected, by=3):
 def test_every_kind_of_image_is_read_as_rgb(tmp_path, mode, suffix):
     path = tmp_path / f"a.{suffix}"
     quarters().quantize(8).save(path) if mode == "P" else quarters(mode).save(path)
-    image = data.open_image(path)
+    image = open_image(path)
     assert image.mode == "RGB" and close(corners(image), [RED, LIME, BLUE, WHITE])
 
 
@@ -220,7 +225,7 @@ def test_exif_rotation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # stored turned: to be shown rotated a quarter clockwise
     quarters().save(tmp_path / "a.png", exif=exif)
-    image = data.open_image(tmp_path / "a.png")
+    image = open_image(tmp_path / "a.png")
     assert image.size == (20, 40) and close(corners(image), [BLUE, RED, WHITE, LIME])
 
 
@@ -228,26 +233,26 @@ def test_transparency_is_put_on_white(tmp_path):
     image = quarters("RGBA")
     image.putalpha(Image.new("L", image.size, 0))
     image.save(tmp_path / "a.png")
-    assert close(corners(data.open_image(tmp_path / "a.png")), 4 * [WHITE])
+    assert close(corners(open_image(tmp_path / "a.png")), 4 * [WHITE])
     palette = quarters().quantize(4)
     palette.save(tmp_path / "b.gif", transparency=palette.getpixel((2, 2)))
-    assert close(corners(data.open_image(tmp_path / "b.gif")), [WHITE, LIME, BLUE, WHITE])
+    assert close(corners(open_image(tmp_path / "b.gif")), [WHITE, LIME, BLUE, WHITE])
 
 
 def test_sixteen_bits_are_scaled_and_the_first_frame_is_taken(tmp_path):
     values = np.array([[0, 257 * 100], [257 * 200, 65535]], dtype=np.uint16)
     Image.fromarray(values).save(tmp_path / "a.png")
-    image = data.open_image(tmp_path / "a.png")
+    image = open_image(tmp_path / "a.png")
     assert [image.getpixel((x, y)) for y in (0, 1) for x in (0, 1)] == [(v, v, v) for v in (0, 100, 200, 255)]
     quarters().save(tmp_path / "b.gif", save_all=True, append_images=[Image.new("RGB", (40, 20), "black")])
-    assert close(corners(data.open_image(tmp_path / "b.gif")), [RED, LIME, BLUE, WHITE])
+    assert close(corners(open_image(tmp_path / "b.gif")), [RED, LIME, BLUE, WHITE])
 
 
 def test_short_side_is_fitted_antialiased_and_the_middle_kept():
     stripes = np.zeros((100, 300, 3), np.uint8)
     stripes[:, 100:200] = 255  # white in the middle third, which alone should remain
     stripes[::2, 100:200] = 0  # in lines of one pixel, which antialiasing makes grey
-    square = np.asarray(data.square(Image.fromarray(stripes), 10))
+    square = np.asarray(images.square(Image.fromarray(stripes), 10))
     assert square.shape == (10, 10, 3)
     assert np.abs(square[1:-1, 1:-1].astype(int) - 127).max() < 16
 
@@ -261,8 +266,8 @@ def test_bad_images_are_refused(tmp_path, monkeypatch):
     empty.touch()
     for path, word in ((cut, "truncated"), (text, "cannot identify"), (empty, "empty"), (tmp_path / "no", "exist")):
         with pytest.raises(UserError) as caught:
-            data.open_image(path)
+            open_image(path)
         assert str(path) in str(caught.value) and word in str(caught.value)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(UserError, match="1,000 pixels"):
-        data.open_image(whole)
+        open_image(whole)

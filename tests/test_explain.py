@@ -6,7 +6,9 @@ import torch
 from torch import nn
 
 from model import VisionTransformer
-from vitlab.attention import maps as explain
+from vitlab.attention.attribution import attention_gradients, grad_cam, gradient_rollout, rollout
+from vitlab.attention.faithfulness import area, attention_maps, blur, removal_curve
+from vitlab.attention.maps import attention_from, attention_to, features, pool_weights, to_grid, token_attention
 from vitlab.evaluation.metrics import bootstrap_mean
 
 
@@ -28,40 +30,40 @@ def look(model, images):
 def test_from_and_to_by_hand():
     attention = torch.tensor([[0.1, 0.2, 0.7], [0.3, 0.3, 0.4], [0.5, 0.25, 0.25]])[None, None, None]
     first = torch.tensor([[1.0, 0.0, 0.0]])
-    assert explain.attention_from(attention, first).flatten().tolist() == pytest.approx([0.1, 0.2, 0.7])
-    assert explain.attention_to(attention, first).flatten().tolist() == pytest.approx([0.1, 0.3, 0.5])
+    assert attention_from(attention, first).flatten().tolist() == pytest.approx([0.1, 0.2, 0.7])
+    assert attention_to(attention, first).flatten().tolist() == pytest.approx([0.1, 0.3, 0.5])
     halves = torch.tensor([[0.0, 0.5, 0.5]])
-    assert explain.attention_from(attention, halves).flatten().tolist() == pytest.approx([0.4, 0.275, 0.325])
-    assert explain.attention_to(attention, halves).flatten().tolist() == pytest.approx([0.45, 0.35, 0.25])
+    assert attention_from(attention, halves).flatten().tolist() == pytest.approx([0.4, 0.275, 0.325])
+    assert attention_to(attention, halves).flatten().tolist() == pytest.approx([0.45, 0.35, 0.25])
 
 
 def test_the_grid_leaves_cls_out():
-    assert explain.to_grid(torch.arange(5.0)).tolist() == [[1, 2], [3, 4]]
-    assert explain.to_grid(torch.arange(4.0)).tolist() == [[0, 1], [2, 3]]
+    assert to_grid(torch.arange(5.0)).tolist() == [[1, 2], [3, 4]]
+    assert to_grid(torch.arange(4.0)).tolist() == [[0, 1], [2, 3]]
 
 
 def test_a_patch_is_found_behind_cls():
     for tokens, offset in ((17, 1), (16, 0)):
         attention = torch.rand(2, 3, 4, tokens, tokens)
-        assert torch.equal(explain.token_attention(attention, 5), attention[..., 5 + offset, :])
+        assert torch.equal(token_attention(attention, 5), attention[..., 5 + offset, :])
         with pytest.raises(IndexError, match="0 to 15"):
-            explain.token_attention(attention, 16)
+            token_attention(attention, 16)
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean", "seq"])
 def test_pool_weights_are_how_the_head_reads(pool):
     model, images = small(pool=pool)
     logits, _, hidden = look(model, images)
-    weights = explain.pool_weights(model, hidden)
+    weights = pool_weights(model, hidden)
     torch.testing.assert_close(weights.sum(1), torch.ones(4))
     assert len(weights[0].unique()) == {"cls": 2, "mean": 2, "seq": 16}[pool]
-    torch.testing.assert_close(model.head(explain.features(model, images)), logits)
+    torch.testing.assert_close(model.head(features(model, images)), logits)
 
 
 def test_rollout_is_the_papers_product():
     model, images = small()
     _, attention, _ = look(model, images)
-    found = explain.rollout(attention)
+    found = rollout(attention)
     torch.testing.assert_close(found.sum(-1), torch.ones(4, 17))
     for image, maps in enumerate(attention.numpy().astype(np.float64)):
         total = np.eye(17)
@@ -69,7 +71,7 @@ def test_rollout_is_the_papers_product():
             mixing = layer.mean(axis=0) + np.eye(17)
             total = (mixing / mixing.sum(axis=1, keepdims=True)) @ total
         np.testing.assert_allclose(found[image], total, atol=1e-6)
-    plain = explain.rollout(attention, residual=False)
+    plain = rollout(attention, residual=False)
     torch.testing.assert_close(plain[0], attention[0, 2].mean(0) @ attention[0, 1].mean(0) @ attention[0, 0].mean(0))
 
 
@@ -92,7 +94,7 @@ def test_gradient_rollout_is_that_of_hooks_on_timms_model():
         relevance = torch.eye(17)
         for weights, gradient in zip(maps, gradients):
             relevance = relevance + (weights[image] * gradient[image]).clamp(min=0).mean(0).detach() @ relevance
-        found = explain.gradient_rollout(*explain.attention_gradients(model, images, targets))[image]
+        found = gradient_rollout(*attention_gradients(model, images, targets))[image]
         torch.testing.assert_close(found, relevance[0], atol=1e-6, rtol=1e-4)
 
 
@@ -100,9 +102,9 @@ def test_without_cls_gradient_rollout_starts_from_each_tokens_share_of_the_logit
     model, images = small(pool="seq")
     _, _, hidden = look(model, images)
     targets = torch.tensor([0, 9, 2, 2])
-    *_, pooling = explain.attention_gradients(model, images, targets)
+    *_, pooling = attention_gradients(model, images, targets)
     share = (model.norm(hidden["blocks.2"]) * model.head.weight[targets][:, None]).sum(-1)
-    torch.testing.assert_close(pooling, (share * explain.pool_weights(model, hidden)).clamp_min(0).detach())
+    torch.testing.assert_close(pooling, (share * pool_weights(model, hidden)).clamp_min(0).detach())
 
 
 def test_grad_cam_of_a_convolution_is_its_class_activation_map():
@@ -112,13 +114,11 @@ def test_grad_cam_of_a_convolution_is_its_class_activation_map():
     head = nn.Linear(6, 5)
     model = nn.Sequential(convolution, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
     images, targets = torch.randn(2, 3, 12, 12), torch.tensor([4, 0])
-    found = explain.grad_cam(model, images, targets, layer=convolution)
+    found = grad_cam(model, images, targets, layer=convolution)
     expected = torch.einsum("bc,bchw->bhw", head.weight[targets], convolution(images)) / 100
     torch.testing.assert_close(found, expected.clamp_min(0).detach(), atol=1e-6, rtol=1e-4)
-    likeliest = explain.grad_cam(model, images, layer=convolution, relu=False)
-    assert torch.equal(
-        likeliest, explain.grad_cam(model, images, model(images).argmax(1), layer=convolution, relu=False)
-    )
+    likeliest = grad_cam(model, images, layer=convolution, relu=False)
+    assert torch.equal(likeliest, grad_cam(model, images, model(images).argmax(1), layer=convolution, relu=False))
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_grad_cam_of_tokens(pool, block, name):
         (gradient,) = torch.autograd.grad(model.head(pooled).gather(1, targets[:, None]).sum(), tokens)
     gradient, tokens = gradient[:, -16:], tokens[:, -16:]
     expected = (tokens * gradient.mean(1, keepdim=True)).sum(-1).clamp_min(0)
-    found = explain.grad_cam(model, images, targets, block=block)
+    found = grad_cam(model, images, targets, block=block)
     torch.testing.assert_close(found.flatten(1), expected.detach(), atol=1e-6, rtol=1e-3)
     assert torch.equal(model(images), logits)  # nothing is left behind on the model
 
@@ -155,27 +155,27 @@ def test_removal_curve_drops_where_the_patch_goes():
     targets = torch.tensor([1, 1])
     first = torch.tensor([6] + [i for i in range(16) if i != 6])  # row 1, column 2
     order = torch.stack([first, first.flip(0)])
-    curve = explain.removal_curve(OnePatch(), images, baseline, order, targets, steps=16)
+    curve = removal_curve(OnePatch(), images, baseline, order, targets, steps=16)
     high, low = torch.sigmoid(torch.tensor(10.0)), 0.5
     torch.testing.assert_close(curve[0], torch.tensor([high] + [low] * 16))
     torch.testing.assert_close(curve[1], torch.tensor([high] * 16 + [low]))
-    insertion = explain.removal_curve(OnePatch(), baseline, images, order.flip(1), targets, steps=16)
+    insertion = removal_curve(OnePatch(), baseline, images, order.flip(1), targets, steps=16)
     torch.testing.assert_close(insertion, curve.flip(1))  # in the opposite order, the other way round
-    assert explain.area(curve)[0] == pytest.approx((high / 2 + 15 * low + low / 2) / 16)
+    assert area(curve)[0] == pytest.approx((high / 2 + 15 * low + low / 2) / 16)
 
 
 def test_attention_maps_compares_all_of_them_for_the_same_class():
     model, images = small(pool="seq")
-    found = explain.attention_maps(model, images, torch.tensor([1, 1, 1, 1]))
+    found = attention_maps(model, images, torch.tensor([1, 1, 1, 1]))
     assert len(found) == 5 and all(values.shape == (4, 4, 4) for values in found.values())
-    other = explain.attention_maps(model, images, torch.tensor([2, 2, 2, 2]))
+    other = attention_maps(model, images, torch.tensor([2, 2, 2, 2]))
     for name in found:  # gradients are of a class, attention is not
         assert torch.equal(found[name], other[name]) != (name in ("gradient rollout", "Grad-CAM")), name
 
 
 def test_blur_keeps_the_mean_and_loses_the_detail():
     images = torch.randn(2, 3, 32, 32)
-    blurred = explain.blur(images)
+    blurred = blur(images)
     torch.testing.assert_close(blurred.mean((2, 3)), images.mean((2, 3)), atol=0.05, rtol=0)
     assert blurred.std() < images.std() / 10
 

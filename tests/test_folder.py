@@ -9,9 +9,12 @@ import torch
 from conftest import SHARED, assert_refused, run
 from PIL import Image
 
-from vitlab import checkpoint
-from vitlab.config import TrainConfig, UserError
-from vitlab.datasets import splits as data
+from vitlab.checkpoint import load_checkpoint
+from vitlab.cli import UserError
+from vitlab.config import TrainConfig
+from vitlab.datasets.batches import FileBatches
+from vitlab.datasets.folders import FolderIndex
+from vitlab.datasets.splits import load_data
 
 COLOURS = {"blue": (30, 30, 200), "green": (30, 200, 30), "red": (200, 30, 30)}
 
@@ -36,7 +39,7 @@ def test_train_with_test_or_val_or_both(tmp_path):
     for name, parts in (("a", ("train", "test")), ("b", ("train", "val")), ("c", ("train", "val", "test"))):
         for part in parts:
             paint(tmp_path / name / part, 10 if part == "train" else 4)
-        sets = data.load(config(tmp_path / name))
+        sets = load_data(config(tmp_path / name))
         assert sets.classes == ("blue", "green", "red")
         own = len(parts) == 3
         assert [len(s.labels) for s in (sets.train, sets.val, sets.test)] == ([30, 12, 12] if own else [27, 3, 12])
@@ -45,21 +48,21 @@ def test_train_with_test_or_val_or_both(tmp_path):
 
 def test_one_tree_is_split_by_class_and_the_test_split_is_every_seeds(tmp_path):
     paint(tmp_path / "all", 20)
-    splits = [data.FolderIndex(tmp_path / "all").splits for _ in range(2)]
-    assert splits[0] == splits[1]
-    first, second = (data.load(config(tmp_path / "all", seed=seed)) for seed in (0, 1))
+    twice = [FolderIndex(tmp_path / "all").splits for _ in range(2)]
+    assert twice[0] == twice[1]
+    first, second = (load_data(config(tmp_path / "all", seed=seed)) for seed in (0, 1))
     assert torch.equal(first.test.images, second.test.images) and not torch.equal(first.val.images, second.val.images)
-    assert [len(splits[0][name]) for name in ("train", "test")] == [48, 12]
-    assert not set(splits[0]["train"]) & set(splits[0]["test"])
-    assert np.bincount([label for _, label in splits[0]["test"]]).tolist() == [4, 4, 4]
+    assert [len(twice[0][name]) for name in ("train", "test")] == [48, 12]
+    assert not set(twice[0]["train"]) & set(twice[0]["test"])
+    assert np.bincount([label for _, label in twice[0]["test"]]).tolist() == [4, 4, 4]
 
 
 def test_pixels_are_the_files_and_normalised_by_their_own_statistics(tmp_path):
     paint(tmp_path / "all", 10, size=(16, 16))
-    sets = data.load(config(tmp_path / "all", augment="none", val_split=0.0, num_workers=0))
+    sets = load_data(config(tmp_path / "all", augment="none", val_split=0.0, num_workers=0))
     everything = torch.cat([images for images, _ in sets.train])
     torch.testing.assert_close(everything.mean((0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
-    path, label = data.FolderIndex(tmp_path / "all").splits["test"][0]
+    path, label = FolderIndex(tmp_path / "all").splits["test"][0]
     images, labels = next(iter(sets.test))
     pixels = (images[0] * torch.tensor(sets.std).view(3, 1, 1) + torch.tensor(sets.mean).view(3, 1, 1)) * 255
     np.testing.assert_allclose(pixels.permute(1, 2, 0).numpy(), np.asarray(Image.open(path)), atol=1e-2)
@@ -68,8 +71,8 @@ def test_pixels_are_the_files_and_normalised_by_their_own_statistics(tmp_path):
 
 def test_what_does_not_fit_in_memory_is_decoded_again_and_is_the_same(tmp_path):
     paint(tmp_path / "all", 12)
-    cached, streamed = (data.load(config(tmp_path / "all", cache_gb=gb, batch_size=8)) for gb in (1, 0))
-    assert isinstance(streamed.train, data.FileBatches) and not isinstance(cached.train, data.FileBatches)
+    cached, streamed = (load_data(config(tmp_path / "all", cache_gb=gb, batch_size=8)) for gb in (1, 0))
+    assert isinstance(streamed.train, FileBatches) and not isinstance(cached.train, FileBatches)
     assert cached.mean == streamed.mean and cached.std == streamed.std
     for name in ("train", "val", "test"):
         pairs = list(zip(getattr(cached, name), getattr(streamed, name), strict=True))
@@ -86,7 +89,7 @@ def test_unreadable_files_are_left_out_and_named(tmp_path, capsys):
     paint(tmp_path / "all", 20)
     bad = tmp_path / "all" / "red" / "007.png"
     bad.write_text("no")
-    sets = data.load(config(tmp_path / "all"))
+    sets = load_data(config(tmp_path / "all"))
     assert sum(len(s.labels) for s in (sets.train, sets.val, sets.test)) == 59
     out = capsys.readouterr().out
     assert str(bad) in out and "1 of" in out
@@ -113,7 +116,7 @@ def test_folders_that_cannot_be_trained_on_are_refused(tmp_path):
         ("strange", ["pink"]),
     ):
         with pytest.raises(UserError) as caught:
-            TrainConfig.create(dataset="folder", data_path=str(tmp_path / name))
+            load_data(TrainConfig.create(dataset="folder", data_path=str(tmp_path / name)))
         assert all(word in str(caught.value) for word in [str(tmp_path / name), *words])
 
 
@@ -125,7 +128,7 @@ def test_the_classes_travel_in_the_checkpoint(tmp_path):
     assert done.returncode == 0, done.stderr
     trained = json.loads((tmp_path / "output/vit-layer2-16-folder/report.json").read_text())
     assert trained["test"]["accuracy"] > 0.9 and trained["test"]["n"] == 12
-    found = checkpoint.load(tmp_path / "model/vit-layer2-16-folder")
+    found = load_checkpoint(tmp_path / "model/vit-layer2-16-folder")
     assert found.classes == ("blue", "green", "red")
     assert found.predict(Image.new("RGB", (50, 30), COLOURS["green"]))[0][0] == "green"
 

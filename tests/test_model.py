@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import model as model_file
-from model import Attention, Dropout, VisionTransformer, count_flops, count_parameters, pick_device, sine_positions
+from model import Attention, Dropout, VisionTransformer, pick_device, sine_positions
+from vitlab.models.registry import count_flops, count_parameters
 
 timm_vit = pytest.importorskip("timm.models.vision_transformer", reason="timm is the oracle: requirements-dev.txt")
 
@@ -52,15 +52,16 @@ def test_both_paths_agree_and_attention_is_a_distribution():
 
 
 def test_attention_by_hand_is_what_torch_computes():
-    layer = scramble(Attention(32, num_heads=4, qkv_bias=True, attn_drop_rate=0.0, attention="explicit"))
+    layer = scramble(Attention(32, num_heads=4, qkv_bias=True, attn_drop_rate=0.0))
     x = torch.randn(2, 7, 32)
     expected, weights = F.multi_head_attention_forward(
         x.transpose(0, 1), x.transpose(0, 1), x.transpose(0, 1), 32, 4,
         layer.qkv.weight, layer.qkv.bias, None, None, False, 0.0, layer.proj.weight, layer.proj.bias,
         training=False, need_weights=True, average_attn_weights=False,
     )  # fmt: skip
-    out, attention = layer(x)
+    out, attention = layer(x, return_attention=True)
     torch.testing.assert_close(out, expected.transpose(0, 1))
+    torch.testing.assert_close(layer(x)[0], out)
     torch.testing.assert_close(attention, weights)
 
 
@@ -68,12 +69,12 @@ def test_attention_by_hand_is_what_torch_computes():
 def test_the_fused_kernel_is_used_unless_it_is_the_slower_one(monkeypatch, dtype, called):
     calls = []
     real = F.scaled_dot_product_attention
-    monkeypatch.setattr(model_file.F, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or real(*a, **k))
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or real(*a, **k))
     images = torch.randn(1, 3, 16, 16)
     small().to(dtype)(images.to(dtype))
     assert bool(calls) == called
     calls.clear()
-    small(attention="explicit")(images)
+    small()(images, return_attention=True)
     assert not calls
 
 
@@ -148,7 +149,7 @@ def test_every_parameter_learns():
         (dict(embed_dim=128, num_heads=3), ("3", "128")),
         (dict(pool="max"), ("max",)),
         (dict(head="big"), ("big",)),
-        (dict(attention="fast"), ("fast",)),
+        (dict(stem="soft"), ("soft",)),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_with_the_numbers(args, words):

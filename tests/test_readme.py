@@ -8,21 +8,21 @@ from pathlib import Path
 from conftest import ROOT, run
 
 import results
-from vitlab.config import FIELDS, TrainConfig, read_settings
-from vitlab.datasets.splits import DATASETS
+from vitlab.catalog import DATASETS
+from vitlab.config import SETTINGS, TrainConfig, read_settings
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_every_setting_is_in_the_table_with_its_default():
-    for name, field in FIELDS.items():
-        spellings = ", ".join(f"`--{spelling}`" for spelling in (name, *field.metadata["older"]))
+    for name, field in SETTINGS.items():
+        spellings = ", ".join(f"`--{spelling}`" for spelling in (name, *field.older))
         row = re.search(rf"^\| {re.escape(spellings)}.*?\| (.*?) \|", README, flags=re.M)
         assert row, f"--{name} is not in README"
         if isinstance(field.default, int | float) and not isinstance(field.default, bool):
             assert float(row[1]) == field.default, name
     for flag in set(re.findall(r"(?<![\w-])--([a-z][\w-]*)", README)):
-        known = {spelling for f in FIELDS.values() for spelling in (f.name, *f.metadata["older"])}
+        known = {spelling for f in SETTINGS.values() for spelling in (f.name, *f.older)}
         others = "config mode index image_path no_image no-qkv_bias rounds layers heads target frame_ms file".split()
         others += "models patch_sizes train_sizes min_steps grid seeds learning_rates reference jobs help".split()
         assert flag in known | set(others), flag
@@ -106,8 +106,8 @@ def test_help_of_every_script():
         "benchmark.py",
         "compare.py",
         "results.py",
-        "vitlab/checkpoint.py",
-        "vitlab/datasets/splits.py",
+        "export.py",
+        "download.py",
         "model.py",
     ):
         done = run(script, "--help")

@@ -10,14 +10,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT, assert_refused, run
+from PIL import Image
 from test_checkpoint import Teaching
 from test_model import scramble
 
-from vitlab import checkpoint
-from vitlab.config import TrainConfig, UserError
-from vitlab.datasets import splits as data
-from vitlab.training import loop as engine
-from vitlab.training import tracking
+from vitlab.checkpoint import load_checkpoint, load_weights, read_checkpoint, save_checkpoint
+from vitlab.cli import UserError
+from vitlab.config import TrainConfig
+from vitlab.datasets import augment
+from vitlab.datasets.splits import load_data
+from vitlab.evaluation.report import evaluate
+from vitlab.models.registry import build_model
+from vitlab.training import loop, tracking
+from vitlab.training.loop import check_fit
+from vitlab.training.optimizers import learning_rate, make_average, make_optimizers
 
 TINY = dict(
     dataset="digits",
@@ -38,8 +44,8 @@ def fit(tmp_path, **args):
     config = TrainConfig.create(
         TINY, output_path=str(tmp_path), model_path=str(tmp_path), no_test=True, overwrite=True, **args
     )
-    report = engine.fit(config.build_model(), data.load(config), config)
-    return checkpoint.read(config.checkpoint_folder / "last.pt"), report, config.output_folder
+    report = loop.fit(build_model(config), load_data(config), config)
+    return read_checkpoint(config.checkpoint_folder / "last.pt"), report, config.output_folder
 
 
 def test_accumulated_batches_are_one_large_batch(tmp_path):
@@ -47,7 +53,7 @@ def test_accumulated_batches_are_one_large_batch(tmp_path):
     rest |= dict(learning_rate=0.1, min_lr=0.1, warmup_epochs=0)
     whole, _, _ = fit(tmp_path, batch_size=72, **rest)
     parts, _, _ = fit(tmp_path, batch_size=36, grad_accum_steps=2, **rest)
-    start = TrainConfig.create(TINY).build_model().state_dict()
+    start = build_model(TrainConfig.create(TINY)).state_dict()
     for name, value in whole["model"].items():
         torch.testing.assert_close(parts["model"][name], value, atol=1e-5, rtol=1e-4)
     assert any((whole["model"][name] - start[name]).abs().max() > 0.01 for name in start)
@@ -56,8 +62,8 @@ def test_accumulated_batches_are_one_large_batch(tmp_path):
 def test_the_average_is_the_exponential_one(tmp_path):
     """Replay the run's raw weights by hand."""
     config = TrainConfig.create(TINY)
-    model = config.build_model()
-    average = engine.make_average(model, decay=0.6)
+    model = build_model(config)
+    average = make_average(model, decay=0.6)
     by_hand = None
     for n in range(8):
         with torch.no_grad():
@@ -72,8 +78,8 @@ def test_the_average_is_the_exponential_one(tmp_path):
     contents, report, _ = fit(tmp_path, epochs=2, ema_decay=0.9)
     raw, averaged = contents["training"]["raw_model"], contents["model"]
     assert not torch.equal(raw["head.weight"], averaged["head.weight"])
-    model.load_state_dict(checkpoint.read(tmp_path / "vit-layer2-8-digits" / "best.pt")["model"])
-    assert engine.evaluate(model, data.load(TrainConfig.create(TINY)).val) == report["val"]
+    model.load_state_dict(read_checkpoint(tmp_path / "vit-layer2-8-digits" / "best.pt")["model"])
+    assert evaluate(model, load_data(TrainConfig.create(TINY)).val) == report["val"]
 
 
 @pytest.mark.parametrize("args", [dict(optimizer="muon"), dict()])
@@ -85,8 +91,8 @@ def test_adamw_and_muon_learn(tmp_path, args):
 
 def test_muon_has_the_blocks_matrices_and_the_convolutions_behind_the_first():
     config = TrainConfig.create(TINY, optimizer="muon", muon_lr=0.02, learning_rate=1e-3, stem="conv", stem_depth=2)
-    model = config.build_model()
-    adamw, muon = engine.make_optimizers(model, config)
+    model = build_model(config)
+    adamw, muon = make_optimizers(model, config)
     assert isinstance(muon, torch.optim.Muon) and isinstance(adamw, torch.optim.AdamW)
     memory = {p.data_ptr() for p in muon.param_groups[0]["params"]}
     found = {name for name, parameter in model.named_parameters() if parameter.data_ptr() in memory}
@@ -103,8 +109,8 @@ def test_muon_has_the_blocks_matrices_and_the_convolutions_behind_the_first():
 
 def test_muon_steps_a_convolution_as_the_flattened_matrix():
     config = TrainConfig.create(TINY, optimizer="muon", stem="conv", stem_depth=2)
-    model = config.build_model()
-    muon = engine.make_optimizers(model, config)[1]
+    model = build_model(config)
+    muon = make_optimizers(model, config)[1]
     filters = model.patch_embed.stages.conv1.weight
     by_hand = torch.nn.Parameter(filters.detach().flatten(1).clone())
     other = torch.optim.Muon([by_hand], lr=config.muon_lr, weight_decay=config.weight_decay)
@@ -124,7 +130,7 @@ def test_clipping_bounds_the_step(tmp_path):
     rest = dict(
         epochs=1, optimizer="sgd", learning_rate=1.0, warmup_epochs=0, weight_decay=0, batch_size=300, val_split=0
     )
-    start = TrainConfig.create(TINY).build_model().state_dict()
+    start = build_model(TrainConfig.create(TINY)).state_dict()
     moved = {}
     for limit in (1e-3, 1e6):
         contents, _, _ = fit(tmp_path, clip_grad=limit, **rest)  # one step
@@ -136,7 +142,7 @@ def test_clipping_bounds_the_step(tmp_path):
 def test_mixing():
     images, labels = torch.rand(64, 3, 16, 16), torch.arange(64) % 10
     config = TrainConfig.create(mixup=0.8, cutmix=1.0, mix_prob=0.5, mix_switch_prob=0.25)
-    mix = engine.make_mix(config)
+    mix = augment.make_mix(config)
     torch.manual_seed(0)
     counts = dict(neither=0, mixup=0, cutmix=0)
     for _ in range(400):
@@ -156,7 +162,7 @@ def test_mixing():
             share = targets[5, 5]
             torch.testing.assert_close(mixed[5], share * images[5] + (1 - share) * partner[5])
     assert abs(counts["neither"] - 200) < 40 and abs(counts["cutmix"] - 50) < 25, counts
-    assert engine.make_mix(TrainConfig.create()) is None
+    assert augment.make_mix(TrainConfig.create()) is None
 
 
 def test_label_smoothing_and_stochastic_depth_and_attention_dropout_reach_the_model(tmp_path):
@@ -164,7 +170,7 @@ def test_label_smoothing_and_stochastic_depth_and_attention_dropout_reach_the_mo
     for args in (dict(label_smoothing=0.3), dict(drop_path_rate=0.5), dict(attn_drop_rate=0.5)):
         assert fit(tmp_path, epochs=1, **args)[0]["history"][0]["train_loss"] != plain, args
     config = TrainConfig.create(TINY, drop_path_rate=0.9)
-    model = scramble(config.build_model()).train()
+    model = scramble(build_model(config)).train()
     images = torch.randn(1, 1, 8, 8).expand(500, -1, -1, -1)
     first, last = (model(images, return_hidden=True)[1][f"blocks.{i}"][:, 0, 0].unique().numel() for i in (0, 1))
     assert first == 1 and 2 <= last <= 4  # the first block is never dropped; the last's two branches are
@@ -173,7 +179,7 @@ def test_label_smoothing_and_stochastic_depth_and_attention_dropout_reach_the_mo
 def test_warmup_in_steps():
     config = TrainConfig.create(epochs=10, warmup_steps=30, learning_rate=1e-3)
     assert config.warmup_epochs == 0
-    rates = [engine.learning_rate(step, steps_per_epoch=50, config=config) for step in range(500)]
+    rates = [learning_rate(step, steps_per_epoch=50, config=config) for step in range(500)]
     assert rates.index(max(rates)) == 30 and rates[-1] == pytest.approx(1e-5)
 
 
@@ -207,8 +213,8 @@ def test_a_compiled_run_learns_the_same(tmp_path):
         json.loads((tmp_path / f"output/{name}/report.json").read_text())["train"]["loss"] for name in ("plain", "fast")
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-    assert set(checkpoint.read(tmp_path / "model/fast")["model"]) == set(
-        checkpoint.read(tmp_path / "model/plain")["model"]
+    assert set(read_checkpoint(tmp_path / "model/fast")["model"]) == set(
+        read_checkpoint(tmp_path / "model/plain")["model"]
     )
 
 
@@ -217,19 +223,19 @@ def test_a_compiled_run_learns_the_same(tmp_path):
 
 def test_fine_tuning_starts_from_the_weights(tmp_path):
     config = TrainConfig.create(dataset="cifar10", embed_dim=32, n_layers=2)
-    source = scramble(config.build_model())
+    source = scramble(build_model(config))
     known = dict(classes=["x"] * 10, mean=[0.5] * 3, std=[0.5] * 3, history=[])
-    checkpoint.save(tmp_path / "a.pt", source, config, **known)
+    save_checkpoint(tmp_path / "a.pt", source, config, **known)
 
-    same = dataclasses.replace(config).build_model()
-    lines = checkpoint.load_weights(same, tmp_path / "a.pt")
+    same = build_model(dataclasses.replace(config))
+    lines = load_weights(same, tmp_path / "a.pt")
     assert all(torch.equal(value, same.state_dict()[name]) for name, value in source.state_dict().items())
     assert "fresh" not in "".join(lines)
 
     other = TrainConfig.create(dataset="cifar100", embed_dim=32, n_layers=2, image_size=64)
-    model = other.build_model()
+    model = build_model(other)
     fresh = model.head.weight.clone()
-    lines = checkpoint.load_weights(model, tmp_path / "a.pt")
+    lines = load_weights(model, tmp_path / "a.pt")
     assert torch.equal(model.head.weight, fresh)
     assert torch.equal(model.blocks[1].mlp.fc2.weight, source.blocks[1].mlp.fc2.weight)
     expected = source.pos_embed[:, 1:].view(1, 8, 8, 32).permute(0, 3, 1, 2)
@@ -238,13 +244,13 @@ def test_fine_tuning_starts_from_the_weights(tmp_path):
     words = "\n".join(lines)
     assert "fresh: head.weight, head.bias" in words and "8 x 8 to 16 x 16" in words
 
-    wide = TrainConfig.create(dataset="cifar10", embed_dim=64).build_model()
+    wide = build_model(TrainConfig.create(dataset="cifar10", embed_dim=64))
     with pytest.raises(UserError, match="same width"):
-        checkpoint.load_weights(wide, tmp_path / "a.pt")
+        load_weights(wide, tmp_path / "a.pt")
     heads = TrainConfig.create(dataset="digits", embed_dim=32, n_layers=2, num_heads=8, output_path=str(tmp_path / "o"))
     heads.init_from, heads.model_path = str(tmp_path / "a.pt"), str(tmp_path / "m")
     with pytest.raises(UserError, match="has 4 attention heads, not 8; give --num_heads 4"):
-        engine.fit(heads.build_model(), data.load(heads), heads)
+        loop.fit(build_model(heads), load_data(heads), heads)
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]  # nothing was begun
 
 
@@ -258,7 +264,7 @@ def test_fine_tuning_from_the_teaching_layout(tmp_path):
     done = run("train.py", *flags, "--init_from", tmp_path / "theirs.pt", "-lr", 1e-9, "--min_lr", 0, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "34 of 34 tensors used" in done.stdout
-    after = checkpoint.load(tmp_path / "model/vit-layer2-16-digits").model
+    after = load_checkpoint(tmp_path / "model/vit-layer2-16-digits").model
     torch.testing.assert_close(after.blocks[0].mlp.fc1.weight, theirs.encoder[0].fc1.weight, atol=1e-4, rtol=0)
 
 
@@ -280,7 +286,7 @@ def test_tensorboard_holds_the_curves(tmp_path):
 
     paths = dict(output_path=str(tmp_path), model_path=str(tmp_path), no_test=True, resume="auto")
     config = TrainConfig.create(TINY, **paths, epochs=4, log_backend="tensorboard", log_every_n_steps=2)
-    engine.fit(config.build_model(), data.load(config), config)
+    loop.fit(build_model(config), load_data(config), config)
     events = accumulator.EventAccumulator(str(output / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("epoch/train_loss")] == [9, 18, 27, 36]
     assert [event.step for event in events.Scalars("step/loss")] == list(range(2, 37, 2))
@@ -291,8 +297,8 @@ def test_a_resumed_run_takes_the_new_flags(tmp_path):
     paths = dict(output_path=str(tmp_path), model_path=str(tmp_path), no_test=True, resume="auto")
     new = dict(epochs=2, optimizer="muon", weight_decay=0.5, muon_lr=0.03, learning_rate=1e-3)
     config = TrainConfig.create(TINY, **paths, **new)
-    engine.fit(config.build_model(), data.load(config), config)
-    last = checkpoint.read(config.checkpoint_folder / "last.pt")
+    loop.fit(build_model(config), load_data(config), config)
+    last = read_checkpoint(config.checkpoint_folder / "last.pt")
     adamw, muon = (state["param_groups"] for state in last["training"]["optimizers"])
     assert [group["weight_decay"] for group in (*adamw, *muon)] == [0.5, 0.0, 0.5]
     assert muon[0]["scale"] == pytest.approx(30)
@@ -304,13 +310,13 @@ def test_a_single_last_image_and_batch_norm(tmp_path):
         dataset="digits", model="simple_cnn", batch_size=34, output_path=str(tmp_path), model_path=str(tmp_path)
     )
     with pytest.raises(UserError, match="--batch_size 34: of 1293 .* choose another"):
-        engine.fit(config.build_model(), data.load(config), config)
+        loop.fit(build_model(config), load_data(config), config)
     assert not list(tmp_path.iterdir())
 
     large = TrainConfig.create(dataset="digits", model="simple_cnn", batch_size=34, image_size=16)
-    model = large.build_model()
+    model = build_model(large)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    engine.check_fit(model, data.load(large), large)  # its smallest maps have four values
+    check_fit(model, load_data(large), large)  # its smallest maps have four values
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -357,7 +363,7 @@ def test_contradictions_are_refused_before_any_work(tmp_path, flags, words):
 def test_cutmix_needs_two_classes(tmp_path):
     for part in ("train", "test"):
         (tmp_path / "images" / part / "only").mkdir(parents=True)
-        data.Image.new("RGB", (8, 8)).save(tmp_path / "images" / part / "only" / "a.png")
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / part / "only" / "a.png")
     done = run("train.py", "--dataset", "folder", "--data_path", tmp_path / "images", "--cutmix", 1, cwd=tmp_path)
     assert_refused(done, "--cutmix", "two classes")
 
@@ -371,8 +377,8 @@ def test_every_config_can_be_trained(tmp_path):
         assert file.read_text().startswith("# ")
         config.folder_name == file.stem or pytest.fail(f"{file.name} trains {config.folder_name}")
         config = dataclasses.replace(config, device="cpu", ema_decay=0.0)
-        model = config.build_model().train()
-        optimizers = engine.make_optimizers(model, config)
+        model = build_model(config).train()
+        optimizers = make_optimizers(model, config)
         images = torch.randn(2, config.in_chans, config.img_size, config.img_size)
         losses = []
         for _ in range(4):

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT, assert_refused, run
 
 import results
-from vitlab.config import UserError
+from vitlab.cli import UserError
 
 
 @pytest.fixture

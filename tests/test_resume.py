@@ -12,10 +12,13 @@ import pytest
 import torch
 from conftest import ROOT, assert_refused, run
 
-from vitlab import checkpoint
+from vitlab.checkpoint import read_checkpoint
 from vitlab.config import TrainConfig
-from vitlab.datasets import splits as data
-from vitlab.training import loop as engine
+from vitlab.datasets.splits import load_data
+from vitlab.models.registry import build_model
+from vitlab.training.loop import fit
+from vitlab.training.optimizers import make_optimizers
+from vitlab.training.state import Progress, Run
 
 # everything that has a state: average, two optimisers, dropout, augmentation, mixing, accumulation
 FLAGS = (
@@ -30,12 +33,12 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
 import torch, train
-from vitlab.training import loop as engine
+from vitlab.training import epoch
 kind, at, log = {kind!r}, {at}, {log!r}
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 batches = 0
-real_rate, real_save = engine.learning_rate, torch.save
+real_rate, real_save = epoch.learning_rate, torch.save
 def rate(*a, **k):
     global batches
     batches += 1
@@ -55,7 +58,7 @@ def save(contents, file):
         file.flush()
         die()
     real_save(contents, file)
-engine.learning_rate, torch.save = rate, save
+epoch.learning_rate, torch.save = rate, save
 train.run_cli(train.main)
 """
 
@@ -69,7 +72,7 @@ def train(root, *more, kind="none", at=0):
 
 
 def final(root):
-    return checkpoint.read(root / "model" / NAME / "last.pt")
+    return read_checkpoint(root / "model" / NAME / "last.pt")
 
 
 def assert_same_end(root, undisturbed):
@@ -77,7 +80,7 @@ def assert_same_end(root, undisturbed):
     for part in (lambda c: c["model"], lambda c: c["training"]["raw_model"]):
         for name, value in part(theirs).items():
             assert torch.equal(value, part(ours)[name]), name
-    best = [checkpoint.read(where / "model" / NAME / "best.pt")["model"] for where in (root, undisturbed)]
+    best = [read_checkpoint(where / "model" / NAME / "best.pt")["model"] for where in (root, undisturbed)]
     assert all(torch.equal(value, best[1][name]) for name, value in best[0].items())
     rows = [list(csv.DictReader((where / "output" / NAME / "metrics.csv").open())) for where in (root, undisturbed)]
     timed = ("seconds", "images_per_second")
@@ -132,19 +135,19 @@ def test_half_precision_after_single(tmp_path):
     """A scaler begins anew where the run had none before."""
     paths = dict(output_path=str(tmp_path), model_path=str(tmp_path), no_test=True, epochs=1, amp="off")
     config = TrainConfig.create(dataset="digits", **paths)
-    sets = data.load(config)
-    engine.fit(config.build_model(), sets, config)
-    last = checkpoint.read(config.checkpoint_folder / "last.pt")
-    model = config.build_model()
-    run = engine.Run(
+    sets = load_data(config)
+    fit(build_model(config), sets, config)
+    last = read_checkpoint(config.checkpoint_folder / "last.pt")
+    model = build_model(config)
+    run = Run(
         model=model,
         config=config,
         device=torch.device("cpu"),
         amp=torch.float16,
-        optimizers=engine.make_optimizers(model, config),
+        optimizers=make_optimizers(model, config),
         scaler=torch.amp.GradScaler("cpu"),
         average=None,
-        progress=engine.Progress(),
+        progress=Progress(),
         forward=model,
     )
     run.restore(last)
@@ -182,7 +185,7 @@ def test_resume_auto_finds_the_run_that_was_given_a_number(tmp_path):
     assert done.returncode == -signal.SIGKILL and f"{NAME}-2" in done.stdout
     done, batches = train(tmp_path, "--resume", "auto")
     assert done.returncode == 0 and "going on after" in done.stdout and batches < 4 * 12
-    history = checkpoint.read(tmp_path / "model" / f"{NAME}-2" / "last.pt")["history"]
+    history = read_checkpoint(tmp_path / "model" / f"{NAME}-2" / "last.pt")["history"]
     assert [row["epoch"] for row in history] == [1, 2, 3, 4]
     assert not (tmp_path / "model" / f"{NAME}-3").exists()
 

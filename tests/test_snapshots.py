@@ -8,8 +8,9 @@ import torch
 from conftest import assert_refused, run
 from PIL import Image
 
-from vitlab import checkpoint
-from vitlab.attention import maps as explain
+from vitlab.attention.maps import features
+from vitlab.checkpoint import load_checkpoint, read_checkpoint
+from vitlab.datasets.splits import load_data
 
 KINDS = ("token_attn_maps", "cls_heatmap", "hidden", "cls_dim_reduction")
 SHORT = ["--dataset", "digits", "--num_train_images", 300, "--epochs", 3, "--folder_name", "r", "--pool", "cls"]
@@ -52,14 +53,13 @@ def test_pictures_every_n_epochs_and_at_the_end(seen):
 
 def test_the_numbers_are_those_of_the_model_at_that_epoch(seen):
     from vitlab.config import TrainConfig
-    from vitlab.datasets import splits as data
 
     root, _ = seen
-    contents = checkpoint.read(root / "model/r/last.pt")
-    found = checkpoint.load(root / "model/r")
+    contents = read_checkpoint(root / "model/r/last.pt")
+    found = load_checkpoint(root / "model/r")
     found.model.load_state_dict(contents["model"])
     config = TrainConfig.create(dataset="digits", num_train_images=300, pool="cls")
-    images, _ = data.load(config).val.sample(4)
+    images, _ = load_data(config).val.sample(4)
     with torch.no_grad():
         _, attention, hidden = found.model(images, return_attention=True, return_hidden=True)
 
@@ -72,9 +72,9 @@ def test_the_numbers_are_those_of_the_model_at_that_epoch(seen):
     assert values.shape == (2, 5, 17, 64)
     np.testing.assert_allclose(values[1, 0], hidden["blocks.3.norm1"][0], atol=1e-4)
     np.testing.assert_allclose(values[1, 4], hidden["blocks.3"][0], atol=1e-4)
-    points, _ = data.load(config).val.sample(1000)
+    points, _ = load_data(config).val.sample(1000)
     assert len(points) == 30  # all there are
-    np.testing.assert_allclose(saved("cls_dim_reduction"), explain.features(found.model, points), atol=1e-4)
+    np.testing.assert_allclose(saved("cls_dim_reduction"), features(found.model, points), atol=1e-4)
 
 
 def test_tensorboard_has_them(seen):
@@ -89,7 +89,7 @@ def test_looking_does_not_disturb_the_training(seen, tmp_path):
     done = run("train.py", *SHORT, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "output/r/visualizers").exists()
-    seen_weights, own = (checkpoint.read(root / "model/r/last.pt")["model"] for root in (seen[0], tmp_path))
+    seen_weights, own = (read_checkpoint(root / "model/r/last.pt")["model"] for root in (seen[0], tmp_path))
     assert all(torch.equal(own[name], value) for name, value in seen_weights.items())
 
 

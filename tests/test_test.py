@@ -7,9 +7,10 @@ import pytest
 from conftest import assert_refused, run
 from PIL import Image
 
-from vitlab import checkpoint
+from vitlab.checkpoint import DEFAULT_MODEL, load_checkpoint
 from vitlab.config import TrainConfig
-from vitlab.datasets import splits as data
+from vitlab.datasets.images import normalise
+from vitlab.datasets.splits import load_data, read_digits
 
 MODEL = ["--model_path", "model/vit-layer4-8-digits"]
 
@@ -50,10 +51,10 @@ def test_one_image_of_it(root, index):
     done = run("test.py", *MODEL, "--mode", "cifar-single", "--index", index, "--no_image", cwd=root)
     assert done.returncode == 0, done.stderr
     numbers = json.loads((output(root) / f"index-{index}.json").read_text())
-    found = checkpoint.load(root / "model/vit-layer4-8-digits")
-    sets = data.load(TrainConfig.create(dataset="digits"))
+    found = load_checkpoint(root / "model/vit-layer4-8-digits")
+    sets = load_data(TrainConfig.create(dataset="digits"))
     assert numbers["true"] == str(sets.test.labels[index].item())
-    images = data.normalise(sets.test.images[index : index + 1] / 255, sets.mean, sets.std)
+    images = normalise(sets.test.images[index : index + 1] / 255, sets.mean, sets.std)
     shares = found.model(images).softmax(-1)[0]
     for guess in numbers["top"]:
         assert guess["probability"] == pytest.approx(shares[int(guess["class"])].item(), abs=1e-5)
@@ -64,7 +65,7 @@ def test_one_image_of_it(root, index):
 
 
 def test_my_own_images_and_a_bad_one_among_them(root, tmp_path):
-    digits, labels = data.read_digits(None, train=False)
+    digits, labels = read_digits(None, train=False)
     for i in range(3):
         enlarged = Image.fromarray(digits[i, 0].numpy()).resize((80, 80), Image.Resampling.BILINEAR)
         enlarged.save(tmp_path / f"digit{i}.png")
@@ -96,7 +97,7 @@ def test_flags_of_the_architecture_are_checked_not_needed(root):
 @pytest.mark.parametrize(
     "flags, words",
     [
-        ([], [checkpoint.DEFAULT_MODEL, "does not exist"]),
+        ([], [DEFAULT_MODEL, "does not exist"]),
         (["--mode", "custom"], ["--image_path"]),
         (["--mode", "custom", "--image_path", "nowhere.png"], ["nowhere.png"]),
         (["--mode", "cifar100"], ["cifar100", "cifar-single"]),

@@ -17,10 +17,17 @@ import yaml
 from conftest import ROOT, assert_refused, run
 from PIL import Image
 
-from vitlab import checkpoint
+from vitlab import hardware
+from vitlab.checkpoint import load_checkpoint, read_checkpoint
 from vitlab.config import TrainConfig
-from vitlab.datasets import splits as data
-from vitlab.training import loop as engine
+from vitlab.datasets.images import normalise
+from vitlab.datasets.splits import load_data
+from vitlab.evaluation.report import evaluate
+from vitlab.hardware import pick_amp
+from vitlab.models.registry import build_model
+from vitlab.training.loop import fit
+from vitlab.training.optimizers import learning_rate, make_optimizers
+from vitlab.training.run_folder import COLUMNS
 
 TINY = ["--dataset", "digits", "--embed_dim", 16, "--n_layers", 1, "--num_train_images", 100]
 
@@ -31,7 +38,7 @@ def test_a_run_learns_and_leaves_everything(digits_run):
     report = json.loads((root / "output" / name / "report.json").read_text())
     rows = list(csv.DictReader((root / "output" / name / "metrics.csv").open()))
 
-    assert tuple(rows[0]) == engine.COLUMNS
+    assert tuple(rows[0]) == COLUMNS
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
     assert float(rows[-1]["train_loss"]) < 0.8 * float(rows[0]["train_loss"])
     assert report["test"]["accuracy"] > 0.5 and report["test"]["n"] == 360
@@ -74,7 +81,7 @@ def test_the_same_seed_gives_the_same_run(digits_run, tmp_path):
     root, _ = digits_run
     done = run("train.py", "--dataset", "digits", "--epochs", 4, "--no_test", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    first, second = (checkpoint.read(where / "model/vit-layer4-8-digits/last.pt") for where in (root, tmp_path))
+    first, second = (read_checkpoint(where / "model/vit-layer4-8-digits/last.pt") for where in (root, tmp_path))
     for name, value in first["model"].items():
         assert torch.equal(value, second["model"][name]), name
     assert json.loads((tmp_path / "output/vit-layer4-8-digits/report.json").read_text())["test"] is None
@@ -98,7 +105,7 @@ def test_a_second_run_gets_another_name_and_overwrite_does_not(tmp_path):
 def test_without_validation_best_is_the_newest(tmp_path):
     done = run("train.py", *TINY, "--epochs", 2, "--val_split", 0, "--no_test", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    best, last = (checkpoint.read(tmp_path / f"model/vit-layer1-8-digits/{name}.pt") for name in ("best", "last"))
+    best, last = (read_checkpoint(tmp_path / f"model/vit-layer1-8-digits/{name}.pt") for name in ("best", "last"))
     assert all(torch.equal(value, last["model"][name]) for name, value in best["model"].items())
     rows = list(csv.DictReader((tmp_path / "output/vit-layer1-8-digits/metrics.csv").open()))
     assert [row["val_loss"] for row in rows] == ["", ""]
@@ -117,14 +124,14 @@ def test_ctrl_c_leaves_a_usable_checkpoint(tmp_path):
     last = tmp_path / "model/vit-layer4-8-digits/last.pt"
     assert process.returncode == 130
     assert len(err.strip().splitlines()) == 1 and "model/vit-layer4-8-digits/last.pt" in err
-    assert len(checkpoint.load(last).history) >= 2
+    assert len(load_checkpoint(last).history) >= 2
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     done = run("train.py", *TINY, "--epochs", 3, "--learning_rate", 100, "--min_lr", 100, "--amp", "off",
                "--warmup_epochs", 0, "--dropout", 0, "--weight_decay", 100, cwd=tmp_path)  # fmt: skip
     assert_refused(done, "the loss is", "at step", "of epoch", "--learning_rate", "last.pt")
-    found = checkpoint.load(tmp_path / "model/vit-layer1-8-digits/last.pt")
+    found = load_checkpoint(tmp_path / "model/vit-layer1-8-digits/last.pt")
     assert all(value.isfinite().all() for value in found.model.state_dict().values())
 
 
@@ -157,7 +164,7 @@ def test_bad_input_is_refused_before_any_work(tmp_path, flags, words):
 
 def test_schedule_is_linear_then_cosine():
     config = TrainConfig.create(epochs=10, warmup_epochs=2, learning_rate=1e-3, min_lr=1e-5)
-    rates = [engine.learning_rate(step, steps_per_epoch=50, config=config) for step in range(500)]
+    rates = [learning_rate(step, steps_per_epoch=50, config=config) for step in range(500)]
     steps = [b - a for a, b in zip(rates[:100], rates[1:100])]
     assert min(steps) == pytest.approx(max(steps)) and 0 < rates[0] < 2e-5
     assert max(rates) == rates[100] == 1e-3
@@ -172,15 +179,15 @@ def test_schedule_is_linear_then_cosine():
         theirs.step()
 
     none = dataclasses.replace(config, warmup_epochs=0)
-    assert engine.learning_rate(0, steps_per_epoch=50, config=none) == 1e-3
+    assert learning_rate(0, steps_per_epoch=50, config=none) == 1e-3
     part = dataclasses.replace(config, warmup_epochs=0.5)
-    assert engine.learning_rate(25, steps_per_epoch=50, config=part) == 1e-3
+    assert learning_rate(25, steps_per_epoch=50, config=part) == 1e-3
 
 
 def test_weights_decay_and_norms_biases_tokens_positions_do_not():
     config = TrainConfig.create(dataset="digits")
-    model = config.build_model()
-    groups = engine.make_optimizers(model, config)[0].param_groups
+    model = build_model(config)
+    groups = make_optimizers(model, config)[0].param_groups
     decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
     for name, parameter in model.named_parameters():
         spared = "norm" in name or name.endswith("bias") or name in ("cls_token", "pos_embed")
@@ -189,10 +196,10 @@ def test_weights_decay_and_norms_biases_tokens_positions_do_not():
 
 
 def test_evaluate_is_torchs_accuracy_and_loss():
-    sets = data.load(TrainConfig.create(dataset="digits", batch_size=50))
-    model = TrainConfig.create(dataset="digits").build_model()
-    result = engine.evaluate(model, sets.val)
-    images = data.normalise(sets.val.images / 255, sets.mean, sets.std)
+    sets = load_data(TrainConfig.create(dataset="digits", batch_size=50))
+    model = build_model(TrainConfig.create(dataset="digits"))
+    result = evaluate(model, sets.val)
+    images = normalise(sets.val.images / 255, sets.mean, sets.std)
     with torch.no_grad():
         logits = model.eval()(images)
     assert result["loss"] == pytest.approx(F.cross_entropy(logits, sets.val.labels).item(), abs=1e-5)
@@ -201,7 +208,7 @@ def test_evaluate_is_torchs_accuracy_and_loss():
 
 def test_fit_trains_any_module_with_any_loaders(tmp_path):
     """A plain DataLoader and a model of one's own will do."""
-    sets = data.load(TrainConfig.create(dataset="digits"))
+    sets = load_data(TrainConfig.create(dataset="digits"))
     pairs = torch.utils.data.TensorDataset(sets.train.images.float() / 255, sets.train.labels)
     sets.train = torch.utils.data.DataLoader(pairs, batch_size=64, shuffle=True)
     sets.val = None
@@ -214,22 +221,22 @@ def test_fit_trains_any_module_with_any_loaders(tmp_path):
         model_path=str(tmp_path / "m"),
     )
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
-    report = engine.fit(model, sets, config)
+    report = fit(model, sets, config)
     assert report["parameters"] == 650 and report["train"]["accuracy"] > 0.2
     other = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
-    other.load_state_dict(checkpoint.read(config.checkpoint_folder / "best.pt")["model"])  # as README says
+    other.load_state_dict(read_checkpoint(config.checkpoint_folder / "best.pt")["model"])  # as README says
     assert torch.equal(other[1].weight, model[1].weight)
 
 
 def test_amp_follows_the_hardware(monkeypatch):
     cpu, cuda, mps = (torch.device(name) for name in ("cpu", "cuda", "mps"))
     for has in (True, False):
-        monkeypatch.setattr(engine, "cpu_has_bf16", lambda has=has: has)
+        monkeypatch.setattr(hardware, "cpu_has_bf16", lambda has=has: has)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has)
         expected = torch.bfloat16 if has else None
-        assert engine.pick_amp(cpu, "auto") == engine.pick_amp(cuda, "auto") == expected
-    assert engine.pick_amp(mps, "auto") is None
-    assert engine.pick_amp(cpu, "bf16") == torch.bfloat16 and engine.pick_amp(cpu, "off") is None
+        assert pick_amp(cpu, "auto") == pick_amp(cuda, "auto") == expected
+    assert pick_amp(mps, "auto") is None
+    assert pick_amp(cpu, "bf16") == torch.bfloat16 and pick_amp(cpu, "off") is None
 
 
 def test_the_readmes_ten_lines_run(tmp_path, monkeypatch):
@@ -242,5 +249,5 @@ def test_the_readmes_ten_lines_run(tmp_path, monkeypatch):
     space = {}
     exec(code, space)
     assert len(space["guesses"]) == 5 and math.isclose(
-        sum(s for _, s in space["found"].predict(space["image"], 10)), 1, abs_tol=1e-5
+        sum(s for _, s in space["checkpoint"].predict(space["image"], 10)), 1, abs_tol=1e-5
     )

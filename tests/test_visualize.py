@@ -8,11 +8,12 @@ import torch
 from conftest import assert_refused, run
 from PIL import Image
 
-from vitlab import checkpoint
-from vitlab.attention import maps as explain
+from vitlab.attention.maps import attention_from, features, pool_weights, to_grid
+from vitlab.checkpoint import load_checkpoint
 from vitlab.config import TrainConfig
-from vitlab.datasets import splits as data
-from vitlab.pictures import figures as plots
+from vitlab.datasets.splits import load_data
+from vitlab.datasets.splits import test_image as official_image
+from vitlab.pictures.tiles import overlay
 
 MODEL = ["--model_path", "model/vit-layer4-8-digits"]
 PICTURES = "output/vit-layer4-8-digits/visualize"
@@ -45,8 +46,8 @@ def frames(path):
 
 def subject(root, index):
     """The checkpoint, and a test image's pixels, attention and pool weights."""
-    found = checkpoint.load(root / "model/vit-layer4-8-digits")
-    image, _ = data.test_image(TrainConfig.create(dataset="digits"), index)
+    found = load_checkpoint(root / "model/vit-layer4-8-digits")
+    image, _ = official_image(TrainConfig.create(dataset="digits"), index)
     with torch.no_grad():
         _, attention, hidden = found.model(found.batch(image), return_attention=True, return_hidden=True)
     return found, image, attention, hidden
@@ -58,8 +59,8 @@ def test_gif_runs_over_layers_and_heads(root):
     durations, pixels = frames(path)
     assert durations == [1200, *14 * [400], 1200]
     found, image, attention, hidden = subject(root, 3)
-    seen = explain.attention_from(attention, explain.pool_weights(found.model, hidden))[0].detach()
-    tiles = [plots.overlay(image, explain.to_grid(maps), 224) for layer in seen for maps in layer]
+    seen = attention_from(attention, pool_weights(found.model, hidden))[0].detach()
+    tiles = [overlay(image, to_grid(maps), 224) for layer in seen for maps in layer]
     for shown, tile in zip(pixels, tiles):  # the tile is in the frame, but for the GIF's palette
         width = shown.shape[1]
         corner = next(x for x in range(230, width) if abs(shown[60:270, x : x + 200] - tile[7:217, :200]).mean() < 6)
@@ -128,11 +129,11 @@ def test_embeddings_and_their_silhouette(root):
 
     paths = look(root, "embeddings", "--method", "pca")  # of the 2,000 as many as there are
     told = json.loads(paths[1].read_text())
-    found = checkpoint.load(root / "model/vit-layer4-8-digits")
-    sets = data.load(TrainConfig.create(dataset="digits"))
+    found = load_checkpoint(root / "model/vit-layer4-8-digits")
+    sets = load_data(TrainConfig.create(dataset="digits"))
     images, labels = sets.test.sample(360)
     assert torch.equal(labels, sets.test.labels)
-    expected = silhouette_score(explain.features(found.model, images).numpy(), labels.numpy())
+    expected = silhouette_score(features(found.model, images).numpy(), labels.numpy())
     assert told["n"] == 360 and told["silhouette"]["features"] == pytest.approx(expected, abs=1e-4)
 
 

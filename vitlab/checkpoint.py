@@ -1,69 +1,46 @@
 """One self-describing file: weights, config, classes, normalisation, history; and readers of
 foreign layouts.
 
-    found = checkpoint.load("model/vit-plain-cpu-32-cifar10")     # a file, or a run folder's best.pt
+    found = load_checkpoint("model/vit-plain-cpu-32-cifar10")     # a file, or a run folder's best.pt
     found.predict(Image.open("cat.png"))                          # [("cat", 0.93), ...]
-    found = checkpoint.load("theirs.pth", dataset="cifar10", num_heads=4)
-    python -m vitlab.checkpoint /tmp/model/NAME model/NAME/best.pt       # a smaller copy, to publish
+    found = load_checkpoint("theirs.pth", dataset="cifar10", num_heads=4)
 
 Files are read with weights_only=True: nothing in them is run.
 """
 
-import contextlib
 import dataclasses
 import os
 import pickle
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 
 import torch
 import torch.nn.functional as F
 
-from vitlab.config import FIELDS, Parser, TrainConfig, UserError, flag, run_cli
-from vitlab.datasets.splits import DATASETS, FolderIndex, to_batch
-from vitlab.models import baselines
+from vitlab.catalog import ARGUMENTS, DATASETS, describe
+from vitlab.cli import UserError
+from vitlab.config import SETTINGS, TrainConfig, flag
+from vitlab.datasets.images import to_batch
+from vitlab.files import replacing
+from vitlab.models.registry import MODELS
 
 FORMAT = "vit-small-images"  # the key by which our files are known
+
+
 VERSION = 1
+
+
 DEFAULT_MODEL = "model/vit-conv-cpu-32-cifar10"  # of test.py and visualize.py; comes with the repository
 
 
-@contextlib.contextmanager
-def replacing(path):
-    """A path beside `path` to write to; renamed onto `path` at the end, or removed at an error. UserError
-    where the disk is full or the folder cannot be written; what was at `path` is intact then."""
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        os.replace(part, path)
-    except OSError as error:
-        raise UserError(f"{path} could not be written ({error.strerror or error}); what was there is intact") from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-
-
-def writable_folder(folder, name):
-    """The folder, made where it is missing; UserError, naming the flag it came from, where nothing
-    can be written there."""
-    try:
-        with replacing(folder / ".writable") as part:
-            part.touch()
-        (folder / ".writable").unlink()
-    except UserError as error:
-        raise UserError(f"{name}: {error}; choose another folder") from None
-    return folder
-
-
-def save(path, model, config, *, classes, mean, std, history, **more):
+def save_checkpoint(path, model, config, *, classes, mean, std, history, **more):
     """Write a checkpoint. `more` is what load() does not need, such as the optimiser's state.
 
     Raises UserError where it cannot be written; a file that was there stays as it was.
     """
-    write(
+    write_checkpoint(
         path,
         {
             FORMAT: VERSION,
@@ -79,7 +56,7 @@ def save(path, model, config, *, classes, mean, std, history, **more):
     )
 
 
-def write(path, contents):
+def write_checkpoint(path, contents):
     """Write a dict of tensors and plain values beside `path`, then rename it into place."""
     with replacing(path) as part, open(part, "wb") as file:
         try:
@@ -90,7 +67,7 @@ def write(path, contents):
         os.fsync(file.fileno())
 
 
-def read(path):
+def read_checkpoint(path):
     """The contents of a .pt file of tensors and plain values; UserError where it is none."""
     path = Path(path)
     if path.is_dir():
@@ -121,7 +98,7 @@ class Checkpoint:
     """
 
     path: Path
-    model: torch.nn.Module  # a VisionTransformer, or one of baselines.MODELS
+    model: torch.nn.Module  # a VisionTransformer, or one of MODELS
     config: TrainConfig
     classes: tuple
     mean: tuple
@@ -149,7 +126,7 @@ class Checkpoint:
             settings["data_path"] = self.config.data_path
         config = dataclasses.replace(self.config, **settings)
         if config.dataset == "folder":
-            classes = FolderIndex(config.data_path).classes
+            classes = describe("folder", config.data_path).classes
             if classes != self.classes:
                 raise UserError(
                     f"--data_path {config.data_path} has the classes {', '.join(classes)}, "
@@ -174,7 +151,7 @@ class Checkpoint:
         return [(self.classes[i], p) for p, i in zip(likeliest.values.tolist(), likeliest.indices.tolist())]
 
 
-def load(path, *, device="cpu", dataset=None, **model_args):
+def load_checkpoint(path, *, device="cpu", dataset=None, **model_args):
     """Read a checkpoint: a file of ours, a plain state dict of the teaching layout or of timm's
     VisionTransformer, or a run folder (its best.pt).
 
@@ -182,12 +159,12 @@ def load(path, *, device="cpu", dataset=None, **model_args):
     does not say. Raises UserError where one contradicts the file, where the file is damaged or of
     another architecture, or where it holds code.
     """
-    contents = read(path)
+    contents = read_checkpoint(path)
     if not isinstance(contents, dict):
         raise UserError(f"{path} holds a {type(contents).__name__}, not a state dict; save model.state_dict()")
     if FORMAT in contents:
         found = _load_ours(path, contents)
-        names = ("dataset", "model", *baselines.ARGUMENTS[found.config.model])
+        names = ("dataset", "model", *ARGUMENTS[found.config.model])
         known = {name: getattr(found.config, name) for name in names}
         for name in model_args:
             if name not in known:
@@ -208,7 +185,7 @@ def _check_against(path, known, given):
 def _fill(path, name, model_args, state):
     """A model of that name and those arguments with those weights."""
     try:
-        model = baselines.build(name, **model_args)
+        model = resolve_name(MODELS[name])(**model_args)
         model.load_state_dict({name: value.float() for name, value in state.items()})
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -219,7 +196,7 @@ def _fill(path, name, model_args, state):
 def _load_ours(path, contents):
     if contents[FORMAT] > VERSION:
         raise UserError(f"{path} is of a later version of this repository ({contents[FORMAT]}); update it")
-    config = TrainConfig(**{name: value for name, value in contents["config"].items() if name in FIELDS})
+    config = TrainConfig(**{name: value for name, value in contents["config"].items() if name in SETTINGS})
     return Checkpoint(
         path=Path(path),
         model=_fill(path, config.model, contents["model_args"], contents["model"]),
@@ -239,8 +216,8 @@ def load_weights(model, path):
     head for other classes stays as it is. Returns lines that say what was used and what was not.
     Raises UserError where nothing fits, or where the heads are not as many, which no shape shows.
     """
-    foreign = FORMAT not in read(path)
-    found = load(
+    foreign = FORMAT not in read_checkpoint(path)
+    found = load_checkpoint(
         path, **({"num_heads": model.blocks[0].attn.num_heads} if foreign and hasattr(model, "blocks") else {})
     )
     heads = [each.blocks[0].attn.num_heads for each in (found.model, model) if hasattr(each, "blocks")]
@@ -267,9 +244,6 @@ def load_weights(model, path):
     lines += [f"not used: {', '.join(left)}"] if left else []
     lines += [f"fresh: {', '.join(fresh)}"] if fresh else []
     return lines
-
-
-# -------------------------------------------------------------------------------- foreign layouts
 
 
 def _load_foreign(path, contents, dataset, given):
@@ -366,31 +340,3 @@ def _rename_teaching(path, old):
     except (KeyError, ValueError) as error:
         raise UserError(f"{path} looks like the teaching layout but lacks {error}") from None
     return new
-
-
-# ------------------------------------------------------------------------------------- publishing
-
-
-def publish(source, target, *, half=False):
-    """Copy one of our checkpoints without what only --resume needs; `half`: in half precision."""
-    contents = read(source)
-    if not isinstance(contents, dict) or FORMAT not in contents:
-        raise UserError(f"{source} is not a checkpoint of this repository; load() reads foreign files as they are")
-    contents.pop("training", None)
-    if half:
-        contents["model"] = {k: v.half() if v.is_floating_point() else v for k, v in contents["model"].items()}
-    write(target, contents)
-
-
-if __name__ == "__main__":
-
-    def main():
-        parser = Parser(description="Copy a checkpoint without its training state, to publish it.")
-        parser.add_argument("source", help="a .pt file, or a run folder (its best.pt)")
-        parser.add_argument("target", help="the file to write")
-        parser.add_argument("--half", action="store_true", help="half-precision weights; see that the accuracy stays")
-        args = parser.parse_args()
-        publish(args.source, args.target, half=args.half)
-        print(f"{args.target}: {Path(args.target).stat().st_size / 1e6:.2f} MB")
-
-    run_cli(main)

@@ -11,6 +11,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torchvision.transforms import v2
 
 
 def uniform(shape, low, high, generator):
@@ -219,3 +220,13 @@ POLICIES = {
     "randaugment": lambda images, generator: randaugment(crop_and_flip(images, generator), generator),
     "trivialaugment": lambda images, generator: trivialaugment(crop_and_flip(images, generator), generator),
 }
+
+
+def make_mix(config):
+    """mixup (arXiv:1710.09412) and cutmix (arXiv:1905.04899) of a batch, by torchvision:
+    (images, labels B) -> (images, shares B x C), or as they were; None where both are off."""
+    kinds = {v2.MixUp: (config.mixup, 1 - config.mix_switch_prob), v2.CutMix: (config.cutmix, config.mix_switch_prob)}
+    on = {kind(alpha=alpha, num_classes=config.num_classes): share for kind, (alpha, share) in kinds.items() if alpha}
+    if not on:
+        return None
+    return v2.RandomApply([v2.RandomChoice(list(on), p=list(on.values()) if len(on) > 1 else None)], p=config.mix_prob)

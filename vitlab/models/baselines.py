@@ -1,17 +1,15 @@
 """What the Vision Transformer is compared with: two CNNs, an MLP, and torchvision's ResNets.
 
-    model = build("simple_cnn", img_size=32, in_chans=3, num_classes=10, drop_rate=0.3)
+    model = SimpleCNN(img_size=32, in_chans=3, num_classes=10, drop_rate=0.3)
     python train.py --model simple_cnn
 
 All take images B x C x S x S and return logits B x classes; `img_size` and `in_chans` are attributes
-of each, as of a VisionTransformer. MODELS has them by the names of --model.
+of each, as of a VisionTransformer. registry.MODELS has them by the names of --model.
 """
 
 import torch
 from torch import nn
 from torchvision import models
-
-from model import VisionTransformer
 
 
 def conv(before, after):
@@ -106,51 +104,3 @@ def resnet18(**args):
 
 def resnet50(**args):
     return resnet(models.resnet50, **args)
-
-
-MODELS = {
-    "vit": VisionTransformer,
-    "simple_cnn": SimpleCNN,
-    "tiny_cnn": TinyCNN,
-    "mlp": FeedForward,
-    "resnet18": resnet18,
-    "resnet50": resnet50,
-}
-TITLES = {
-    "vit": "Vision Transformer",
-    "simple_cnn": "CNN",
-    "tiny_cnn": "tiny CNN",
-    "mlp": "MLP",
-    "resnet18": "ResNet-18",
-    "resnet50": "ResNet-50",
-}
-ALL = ("img_size", "in_chans", "num_classes")
-ARGUMENTS = {  # what each takes of config.TrainConfig
-    "vit": (
-        *ALL, "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "drop_rate", "attn_drop_rate",
-        "drop_path_rate", "stem", "stem_depth", "pool", "head", "norm_eps",
-    ),
-    "simple_cnn": (*ALL, "drop_rate"),
-    "tiny_cnn": ALL,
-    "mlp": (*ALL, "hidden_sizes", "drop_rate"),
-    "resnet18": ALL,
-    "resnet50": ALL,
-}  # fmt: skip
-DEFAULTS = {"simple_cnn": {"drop_rate": 0.3}, "mlp": {"drop_rate": 0.0}}  # where they differ from TrainConfig's
-
-
-def build(name, **args):
-    """The model of that name; ValueError where its sizes do not fit each other."""
-    return MODELS[name](**args)
-
-
-def cam_layer(model):
-    """The module of a CNN on whose output Grad-CAM is drawn: the last map before pooling; None where
-    there is none (an MLP, or a VisionTransformer, whose tokens explain.grad_cam takes by itself)."""
-    if isinstance(model, SimpleCNN):
-        return model.features
-    if isinstance(model, TinyCNN):
-        return model.features[4]
-    if isinstance(model, models.ResNet):
-        return model.layer4
-    return None

@@ -8,40 +8,27 @@ order, augmentation, shape of the schedule and epochs (but for min_steps); each 
 chosen on validation. A finished cell lies in OUTPUT_PATH/NAME/CELL and is never run again.
 """
 
-import contextlib
 import dataclasses
 import itertools
-import json
 import math
-import multiprocessing
-import os
 import re
-import signal
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-import yaml
-from tqdm import tqdm
 
-from model import count_flops, count_parameters
-from vitlab import checkpoint
-from vitlab.config import FIELDS, NAMES, TYPES, TrainConfig, UserError, convert, flag, in_groups, read_settings
-from vitlab.datasets import splits as data
-from vitlab.evaluation import metrics
-from vitlab.models.baselines import ARGUMENTS, MODELS, TITLES
-from vitlab.training import loop as engine
+from vitlab.catalog import ARGUMENTS, TITLES
+from vitlab.cli import UserError
+from vitlab.config import SETTINGS, SPELLINGS, TrainConfig, flag, in_groups, read_settings
+from vitlab.models.registry import MODELS, build_model
 
 NOT_SHARED = ("model", "seed", "folds", "fold", "folder_name", "resume", "overwrite", "init_from", "no_test")
+
+
 LISTS = {"models": str, "patch_sizes": "patch_size", "train_sizes": "num_train_images", "seeds": "seed"}
+
+
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)
-
-
-# ----------------------------------------------------------------------------------------- the study
 
 
 @dataclass
@@ -135,7 +122,7 @@ class Study:
                 fits = " or ".join(str(n * step) for n in sorted({max(1, size // step), size // step + 1}))
                 raise UserError(f"--patch_sizes {wrong} does not divide {size} pixels; --image_size {fits} would do")
             with torch.device("meta"):  # sizes alone
-                self.config(row, seed=self.seeds[0]).build_model()
+                build_model(self.config(row, seed=self.seeds[0]))
 
     def rows(self):
         """[Row, ...] in the order of the tables."""
@@ -165,7 +152,7 @@ class Study:
         """The TrainConfig of a cell; with min_steps of as many epochs, and epochs of warmup, as that takes."""
         shared = {name: value for name, value in self.settings.items() if has(row.model, name)}
         paths = {
-            name: str(Path(self.settings.get(name, FIELDS[name].default)) / self.name)
+            name: str(Path(self.settings.get(name, SETTINGS[name].default)) / self.name)
             for name in ("model_path", "output_path")
         }
         own = dict(model=row.model, seed=seed, no_test=True, resume="auto", **paths)
@@ -250,7 +237,7 @@ def number(name, value, *, low):
 def several(name, values, kind):
     """A list of distinct values of a setting (or of texts) as a tuple; UserError where it is empty."""
     values = values if isinstance(values, list | tuple) else [values]
-    out = [str(value) if kind is str else convert(kind, value) for value in values]
+    out = [str(value) if kind is str else SETTINGS[kind].convert(value) for value in values]
     if not out:
         raise UserError(f"--{name} is empty; give at least one value")
     if len(set(out)) < len(out):
@@ -282,267 +269,5 @@ def read_grid(raw):
 
 def yes_or_no(key, value):
     """The value, which of a switch may be the text true or false."""
-    is_switch = TYPES.get(NAMES.get(key)) is bool
+    is_switch = key in SPELLINGS and SETTINGS[SPELLINGS[key]].kind is bool
     return {"true": True, "false": False}.get(str(value).lower(), value) if is_switch else value
-
-
-# ------------------------------------------------------------------------------------------- running
-
-
-def run(study):
-    """Run what is not there yet. Returns (results of the cells, in order; [(cell's name, error), ...]).
-
-    Raises UserError where the folder holds another study's results, and engine.Stopped after Ctrl-C:
-    the same call goes on.
-    """
-    checkpoint.writable_folder(study.folder, "--output_path")
-    refuse_others(study)
-    failed = []
-    rates = choose_learning_rates(study, failed)
-    cells = plan(study, rates)
-    done = run_cells(study, cells, failed)
-    return [done[cell.name] for cell in cells if cell.name in done], failed
-
-
-def plan(study, rates):
-    """Every cell of the study, those of seeds first; `rates` is a dict model -> learning rate."""
-    cells = []
-    for row in study.rows():
-        rate = chosen_rate(study, row, rates)
-        for seed in study.seeds:
-            name = f"{row.slug}-seed{seed}"
-            config = study.config(row, seed=seed, folder_name=name, **{**rate, **row.settings})
-            cells.append(Cell(name, row, "seed", config, not study.no_test))
-    for row in study.rows() if study.folds else ():
-        rate = chosen_rate(study, row, rates)
-        for fold in range(study.folds):
-            name = f"{row.slug}-fold{fold}of{study.folds}"
-            more = dict(folder_name=name, folds=study.folds, fold=fold)
-            config = study.config(row, seed=study.seeds[0], **{**rate, **row.settings, **more})
-            cells.append(Cell(name, row, "fold", config, False))
-    return cells
-
-
-def chosen_rate(study, row, rates):
-    """The learning rate of a row's model as settings, with a min_lr that is not above it."""
-    if row.model not in rates:
-        return {}
-    rate = rates[row.model]
-    return {"learning_rate": rate, "min_lr": min(rate, study.settings.get("min_lr", TrainConfig.min_lr))}
-
-
-def trials(study):
-    """The cells that choose learning rates: for each model its first row with the most images."""
-    if "learning_rate" in study.settings or "learning_rate" in study.grid or len(study.learning_rates) < 2:
-        return []
-    cells = []
-    for model in study.models:
-        rows = [row for row in study.rows() if row.model == model]
-        row = max(rows, key=lambda row: row.size or math.inf)  # of several the first
-        whole = study.config(row, seed=study.seeds[0])
-        epochs = study.lr_epochs or max(1, whole.epochs // 4)
-        shorter = {"epochs": epochs, "warmup_epochs": round(whole.warmup_epochs * epochs / whole.epochs, 6)}
-        if whole.warmup_steps:
-            shorter["warmup_steps"] = max(1, round(whole.warmup_steps * epochs / whole.epochs))
-        shorter["val_split"] = whole.val_split or 0.1
-        for rate in study.learning_rates:
-            name = f"trial-{model}-lr{rate:g}"
-            more = {**row.settings, **shorter, "folder_name": name, "learning_rate": rate}
-            more["min_lr"] = min(rate, whole.min_lr)
-            cells.append(Cell(name, row, "trial", study.config(row, seed=study.seeds[0], **more), False))
-    return cells
-
-
-def choose_learning_rates(study, failed):
-    """A dict model -> learning rate, the best of study.learning_rates on validation; empty where one is
-    given. Prints the grid."""
-    cells = trials(study)
-    if not cells:
-        single = len(study.learning_rates) == 1 and "learning_rate" not in {**study.settings, **study.grid}
-        return dict.fromkeys(study.models, study.learning_rates[0]) if single else {}
-    done, chosen = run_cells(study, cells, failed), {}
-    epochs = {cell.row.model: cell.config.epochs for cell in cells}
-    print(f"\nvalidation accuracy by learning rate, seed {study.seeds[0]}")
-    for model in study.models:
-        mine = {
-            cell.config.learning_rate: done[cell.name]["val"]["accuracy"]
-            for cell in cells
-            if cell.row.model == model and cell.name in done
-        }
-        if not mine:
-            first = next(row for row in study.rows() if row.model == model)
-            rate = study.config(first, seed=study.seeds[0]).learning_rate
-            print(f"{TITLES[model]:>20}: every trial failed; {rate:g} is taken")
-            continue
-        chosen[model] = max(mine, key=mine.get)
-        words = ", ".join(f"{rate:g}: {accuracy:.4f}" for rate, accuracy in mine.items())
-        print(f"{TITLES[model]:>20}: {words}; {epochs[model]} epochs; {chosen[model]:g} is taken")
-    print()
-    return chosen
-
-
-def what_was_set(config):
-    """The settings by which a cell is known: all but where and how it runs."""
-    names = [name for name in in_groups("data", "model", "recipe") if name not in ("data_path", "num_workers")]
-    return json.loads(json.dumps({name: getattr(config, name) for name in (*names, "seed")}))
-
-
-def finished(study, cell, *, but=()):
-    """The result of a finished cell; None of another. UserError where it was begun with other settings (`but`
-    those)."""
-    folder = study.folder / cell.name
-    if not (folder / "config.yaml").exists():
-        return None
-    before = yaml.safe_load((folder / "config.yaml").read_text())
-    for name, value in what_was_set(cell.config).items():
-        was = before.get(name, FIELDS[name].default)
-        if was != value and name not in but:
-            raise UserError(
-                f"{study.folder} holds another study: {cell.name} had {flag(name)} {was}, not {value}; give another "
-                "--folder_name"
-            )
-    result = json.loads((folder / "cell.json").read_text()) if (folder / "cell.json").exists() else {}
-    return result if result and (result["test"] or not cell.test) else None
-
-
-def refuse_others(study):
-    """UserError where the folder holds cells of other settings, or finished ones that the study does not have."""
-    cells = [*plan(study, {}), *trials(study)]
-    for cell in cells:
-        finished(study, cell, but=("learning_rate", "min_lr"))  # which are chosen later
-    known = {cell.name for cell in cells}
-    for file in sorted(study.folder.glob("*/cell.json")):
-        if file.parent.name not in known and not file.parent.name.startswith("trial-"):
-            raise UserError(
-                f"{study.folder} holds another study, with {file.parent.name}; give the same grid or another "
-                "--folder_name"
-            )
-
-
-def run_cells(study, cells, failed):
-    """A dict name -> result of the cells that are finished or finish now; errors go to `failed`."""
-    done = {cell.name: finished(study, cell) for cell in cells}
-    waiting = [cell for cell in cells if done[cell.name] is None]
-    done = {name: result for name, result in done.items() if result}
-    if waiting and done:
-        print(f"{len(done)} of {len(cells)} cells are there already")
-    title = f"{len(cells)} trainings"
-    bar = tqdm(total=len(cells), initial=len(done), desc=title, disable=None if waiting else True, unit="cell")
-
-    def settle(cell, make):
-        try:
-            done[cell.name] = make()
-        except Exception as error:  # whatever one cell dies of, the others go on
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            failed.append((cell.name, reason))
-            bar.write(f"{cell.name} failed: {reason}")
-        else:
-            bar.write(f"{cell.name}: {in_words(done[cell.name])}")
-        bar.update()
-
-    with bar:
-        if study.jobs == 1:
-            for cell in waiting:
-                bar.write(f"\n{cell.name}")
-                settle(cell, lambda cell=cell: run_cell(cell))
-            return done
-        threads = max(1, len(os.sched_getaffinity(0)) // study.jobs) if hasattr(os, "sched_getaffinity") else 1
-        context = multiprocessing.get_context("spawn")
-        alone = []  # where a process is killed, all beside it end; which was it? each of them again, by itself
-        while waiting or alone:
-            todo, jobs = ([alone.pop(0)], 1) if alone else (waiting, study.jobs)
-            running = {}
-            with (
-                contextlib.suppress(BrokenProcessPool),
-                passing_on_sigterm(),
-                ProcessPoolExecutor(jobs, context, torch.set_num_threads, (threads,)) as pool,
-            ):
-                while todo or running:
-                    while todo and len(running) < jobs:  # no more, so that Ctrl-C finds none in a queue
-                        future = pool.submit(run_quietly, todo[0])
-                        running[future] = todo.pop(0)
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        if jobs > 1 and isinstance(future.exception(), BrokenProcessPool):
-                            raise future.exception()
-                        settle(running.pop(future), future.result)
-            alone += running.values()
-    return done
-
-
-@contextlib.contextmanager
-def passing_on_sigterm():
-    """Within it SIGTERM goes on to the processes side by side, which save themselves; then it raises Stopped.
-    (Ctrl-C reaches them without us.)"""
-
-    def pass_on(number, frame):
-        for process in multiprocessing.active_children():
-            process.terminate()
-        raise engine.Stopped(number)
-
-    try:
-        before = signal.signal(signal.SIGTERM, pass_on)
-    except ValueError:  # not the main thread, which alone hears signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def in_words(result):
-    """A cell's accuracies in a line."""
-    parts = [f"{split} {result[split]['accuracy']:.4f}" for split in ("train", "val", "test") if result[split]]
-    return f"{', '.join(parts)}, {result['seconds']:.0f} s"
-
-
-def run_quietly(cell):
-    """run_cell in a process of its own: what it prints goes to log.txt in its folder."""
-    folder = checkpoint.writable_folder(cell.config.output_folder, "--output_path")
-    with open(folder / "log.txt", "a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        return run_cell(cell)
-
-
-def run_cell(cell):
-    """Train and test one cell: its result, which is written to its folder's cell.json. The test images'
-    labels, predictions and probabilities go to test.npz beside it; those of the validation images of a cell that is
-    not tested to val.npz."""
-    config = cell.config
-    config.overwrite = engine.newest(config) is None  # a folder without weights is from another machine, unfinished
-    model = config.build_model()
-    report = engine.fit(model, data.load(config, splits=("train", "val")), config)
-    path = config.checkpoint_folder / "best.pt"
-    split = "test" if cell.test else "val"
-    if cell.test or (cell.kind == "seed" and report["val"]):
-        found = checkpoint.load(path, device=config.pick_device())
-        batches = getattr(data.load(config, splits=(split,), mean=found.mean, std=found.std), split)
-        amp = engine.pick_amp(batches.labels.device, config.amp)
-        labels, logits = engine.predict_all(found.model, batches, amp, split)
-        if cell.test:
-            report["test"] = metrics.summary(labels, logits.argmax(-1), F.cross_entropy(logits, labels))
-            engine.write_json(config.output_folder / "report.json", report)
-        with checkpoint.replacing(config.output_folder / f"{split}.npz") as part, open(part, "wb") as file:
-            small = {
-                "labels": labels.numpy().astype(np.int16),
-                "predictions": logits.argmax(-1).numpy().astype(np.int16),
-            }
-            np.savez_compressed(file, **small, probabilities=logits.softmax(-1).numpy().astype(np.float16))
-    history = checkpoint.read(config.checkpoint_folder / "last.pt")["history"]
-    result = {
-        "name": cell.name,
-        "row": cell.row.title,
-        "kind": cell.kind,
-        "model": config.model,
-        "settings": what_was_set(config),
-        "seed": config.seed,
-        "parameters": count_parameters(model),
-        "flops": count_flops(model),
-        "images_per_second": report["images_per_second"],
-        "seconds": report["seconds"],
-        "hardware": report["hardware"],
-        "history": history,
-        "checkpoint": str(path),
-        **{split: report[split] for split in ("train", "val", "test")},
-    }
-    engine.write_json(config.output_folder / "cell.json", result)
-    return json.loads(json.dumps(result))

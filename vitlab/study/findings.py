@@ -1,26 +1,19 @@
 """What a study's trainings say: rows with intervals and differences, figures, files.
 
-cells, failed = study.run(asked)
+cells, failed = running.run(asked)
 lines = summarise(asked, cells)
 print(tables.comparison(lines))
 figures(asked, cells, lines)
 """
 
-import dataclasses
-from pathlib import Path
-
 import numpy as np
 import torch
 
-from vitlab import checkpoint
-from vitlab.attention import maps as explain
-from vitlab.config import TrainConfig, flag
-from vitlab.datasets import splits as data
+from vitlab.checkpoint import write_checkpoint
+from vitlab.config import flag
 from vitlab.evaluation import metrics
-from vitlab.models.baselines import TITLES, cam_layer
-from vitlab.pictures import figures as plots
-from vitlab.study import tables
-from vitlab.training import loop as engine
+from vitlab.evaluation.report import command_line, git_commit
+from vitlab.files import write_json
 
 PIECES = ("random_erasing", "mixup", "cutmix", "label_smoothing", "ema_decay")  # of a recipe, where they are on
 
@@ -140,140 +133,22 @@ def line(title, row, kind, mine, asked=0):
     }
 
 
-def best_row(lines, model):
-    """The line of a model's best row on validation (without one, on the training images): of those with the
-    most images."""
-    mine = tables.of_most_images([found for found in lines if found["model"] == model and found["kind"] == "seeds"])
-    return max(mine, key=lambda found: (found["best_val"] or found["final_train"])["mean"], default=None)
-
-
-def figures(study, cells, lines):
-    """Draw every figure of the study; their paths."""
-    by_name = {cell["name"]: cell for cell in cells}
-    folder, written = study.folder, []
-    plain = [found for found in lines if found["kind"] == "seeds"]
-    shown = tables.of_most_images(plain)
-
-    def histories(found):
-        mine = [by_name[name] for name in found["cells"]]
-        return found["title"], [cell["history"] for cell in mine], [cell["test"] for cell in mine if cell["test"]]
-
-    if shown:
-        written.append(plots.comparison([histories(found) for found in shown], folder / "model_comparison.png"))
-    bare = [found for found in shown if by_name[found["cells"][0]]["settings"]["augment"] == "none"]
-    full = [found for found in shown if by_name[found["cells"][0]]["settings"]["augment"] != "none"]
-    if bare and full:
-        pair = [histories(full[0]), histories(bare[0])]
-        written.append(plots.comparison(pair, folder / "augmentation_curves.png"))
-
-    best = {model: best_row(lines, model) for model in study.models}
-    best = {model: found for model, found in best.items() if found}
-    classes = data.describe(
-        study.settings.get("dataset", "cifar10"), study.settings.get("data_path", TrainConfig.data_path)
-    ).classes
-    for model, found in best.items():
-        labels, predictions, _ = judged(study, [by_name[name] for name in found["cells"]])
-        if len(predictions):
-            counts = sum(metrics.confusion(*each, len(classes)) for each in zip(labels, predictions))
-            name = {"vit": "vision_transformer", "simple_cnn": "cnn"}.get(model, model)
-            seeds = f"{len(predictions)} seed{'s' * (len(predictions) > 1)}"
-            title = f"{found['title']}: {'validation' if study.no_test else 'test'} images, {seeds}"
-            written.append(plots.confusion_matrix(counts, classes, folder / f"confusion_matrix_{name}.png", title))
-
-    plain = [found for found in plain if found["accuracy"]]
-    words = "validation accuracy" if study.no_test else "test accuracy"
-    for by, label in (("patch_size", "patch size, pixels"), ("train_size", "training images, validation among them")):
-        values = sorted({found[by] for found in plain if found[by]})
-        if len(values) < 2:
-            continue
-        series = {}
-        for found in plain:
-            if by == "patch_size" and found not in shown:
-                continue
-            suffix = {"patch_size": f", patch {found[by]}", "train_size": f", {found[by] or 0:,} images"}[by]
-            name = found["row"].replace(suffix, "", 1)
-            series.setdefault(name, []).append((found[by], found["accuracy"]["values"]))
-        written.append(plots.accuracy_by(series, label, words, folder / f"accuracy_by_{by}.png"))
-
-    against = [found for found in plain if found["vs"]]
-    if against:
-        written.append(plots.differences(against, words, folder / "model_comparison_bootstrap.png"))
-    return written + attention_figures(study, by_name, best)
-
-
-def attention_figures(study, by_name, best):
-    """attention_visualization.png and gradcam_visualization.png of the best rows, of the same images."""
-    found = {
-        model: checkpoint.load(by_name[line["cells"][0]]["checkpoint"])
-        for model, line in best.items()
-        if Path(by_name[line["cells"][0]]["checkpoint"]).exists()
-    }
-    looking = {model: one for model, one in found.items() if model == "vit" or cam_layer(one.model) is not None}
-    if not looking:
-        return []
-    split = "val" if study.no_test else "test"
-    attention, evidence, written, pictures = [], [], [], None
-    for model, one in looking.items():
-        data_path = study.settings.get("data_path", one.config.data_path)
-        config = dataclasses.replace(one.config, data_path=data_path, device="cpu")
-        batches = getattr(data.load(config, splits=(split,), mean=one.mean, std=one.std), split)
-        if batches is None:
-            return []
-        images, labels = batches.sample(6)  # the same ones, in the size that the model takes
-        pictures = pictures or [data.to_image(image, one.mean, one.std) for image in images]
-        with torch.no_grad():
-            guesses = one.model(images).argmax(-1)
-        maps = explain.grad_cam(one.model, images, guesses, layer=cam_layer(one.model))
-        evidence.append((TITLES[model], [one.classes[i] for i in guesses], maps))
-        if model == "vit":
-            with torch.no_grad():
-                _, seen, hidden = one.model(images, return_attention=True, return_hidden=True)
-                seen = explain.attention_from(seen, explain.pool_weights(one.model, hidden)).mean(2)  # B x L x N
-            depth = seen.shape[1]
-            for layer in sorted({0, depth // 2, depth - 1}):
-                attention.append((f"layer {layer} of 0 to {depth - 1}", explain.to_grid(seen[:, layer])))
-
-    def draw(columns, title, name):
-        tiles = []
-        for i, picture in enumerate(pictures):
-            tiles.append((one.classes[labels[i]], plots.enlarge(picture, 128)))
-            for words, values in columns(i):
-                tiles.append((words, plots.overlay(picture, values, 128)))
-        width = len(tiles) // len(pictures)
-        image = plots.sheet(tiles, columns=width, title=title, note=plots.SCALE)
-        written.append(plots.save_image(image, study.folder / name))
-
-    if attention:
-        pool = explain.describe_pool(looking["vit"].model)
-        draw(
-            lambda i: [(f"{words}\nup to {maps[i].max():.2f}", maps[i]) for words, maps in attention],
-            f"{best['vit']['title']}: attention from {pool}, mean of the heads",
-            "attention_visualization.png",
-        )
-    draw(
-        lambda i: [(f"{title}\ntaken for {guesses[i]}", maps[i]) for title, guesses, maps in evidence],
-        f"{study.name}: Grad-CAM for the predicted class",
-        "gradcam_visualization.png",
-    )
-    return written
-
-
 def write_results(study, cells, lines, failed):
     """final_results.json and final_results.pth (the predictions too); their paths."""
     contents = {
         "name": study.name,
         "protocol": protocol(study, cells),
-        "command": engine.command_line(),
-        "git_commit": engine.git_commit(),
+        "command": command_line(),
+        "git_commit": git_commit(),
         "seeds": list(study.seeds),
         "rows": lines,
         "cells": cells,
         "failed": [{"cell": name, "error": error} for name, error in failed],
     }
-    path = engine.write_json(study.folder / "final_results.json", contents)
+    path = write_json(study.folder / "final_results.json", contents)
     predictions = {cell["name"]: torch.from_numpy(each) for cell in cells for each in judged(study, [cell])[1]}
     tensors = study.folder / "final_results.pth"
-    checkpoint.write(tensors, {**contents, "predictions": predictions})
+    write_checkpoint(tensors, {**contents, "predictions": predictions})
     return [path, tensors]
 
 

@@ -6,7 +6,7 @@ runs offline: WANDB_MODE=offline.
 
 import importlib.util
 
-from vitlab.config import UserError
+from vitlab.cli import UserError
 
 PACKAGES = {"tensorboard": ("tensorboard",), "wandb": ("wandb",), "both": ("tensorboard", "wandb"), "none": ()}
 

@@ -1,0 +1,53 @@
+"""What every script shares: argument parsers, and errors of the user in one line."""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+
+class UserError(Exception):
+    """Something the user can put right: one line that names the value and the remedy."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors in one line and no abbreviated flags."""
+
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def error(self, message: str):
+        raise UserError(re.sub(r"^argument (\S+): ", r"\1: ", message))
+
+
+def whole_number(flag: str, *, low: int = 0, high: int | None = None) -> Callable[[object], int]:
+    """A reader of whole numbers from `low` to `high`, for argparse's `type=` and for YAML; it raises
+    UserError, naming the flag and the range."""
+
+    def read(value: object) -> int:
+        text = str(value)
+        if not text.removeprefix("-").isdecimal() or int(text) < low or (high is not None and int(text) > high):
+            upwards = f"from {low} to {high}" if high is not None else f"from {low} on"
+            raise UserError(f"{flag} {text}: give a whole number {upwards}")
+        return int(text)
+
+    return read
+
+
+def check_folder_name(name: str) -> None:
+    """UserError if a --folder_name is a path."""
+    if Path(name).name != name or name in (".", ".."):
+        raise UserError(f"--folder_name {name!r}: give a plain name; --output_path says where")
+
+
+def run_cli(main: Callable[[], int | None]) -> None:
+    """Run a script's main() and exit: UserError becomes one line on stderr and exit status 2."""
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        sys.exit(130)

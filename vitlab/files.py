@@ -1,0 +1,61 @@
+"""Files that are written next to their place and then renamed into it."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from vitlab.cli import UserError
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A path next to `path` to write to; renamed to `path` at the end, or removed at an error.
+
+    Raises UserError if the disk is full or the folder cannot be written; what was at `path` is intact then.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        os.replace(part, path)
+    except OSError as error:
+        raise UserError(f"{path} could not be written ({error.strerror or error}); what was there is intact") from None
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def writable_folder(folder: Path, flag: str) -> Path:
+    """The folder, made if it is missing. Raises UserError, naming the flag that it came from, if nothing
+    can be written there."""
+    try:
+        with replacing(folder / ".writable") as part:
+            part.touch()
+        (folder / ".writable").unlink()
+    except UserError as error:
+        raise UserError(f"{flag}: {error}; choose another folder") from None
+    return folder
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a text file in UTF-8; its path."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def write_json(path: str | Path, contents: object) -> Path:
+    """Write a JSON file; its path."""
+    return write_text(path, json.dumps(contents, indent=2) + "\n")
+
+
+def save_npy(values: object, path: str | Path) -> Path:
+    """Write an array as .npy; its path."""
+    with replacing(path) as part, open(part, "wb") as file:
+        np.save(file, np.asarray(values))
+    return Path(path)

@@ -1,0 +1,76 @@
+"""The machine: devices, precision, compiler."""
+
+import contextlib
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+import model
+from vitlab.cli import UserError
+
+
+def find_device(name):
+    """model.pick_device, with a UserError where the device is not there."""
+    try:
+        return model.pick_device(name)
+    except ValueError as error:
+        raise UserError(error) from None
+
+
+def cpu_has_bf16():
+    """Whether this CPU multiplies bfloat16 matrices in hardware."""
+    if sys.platform == "linux":
+        flags = Path("/proc/cpuinfo").read_text()
+        return re.search(r"\b(amx_bf16|avx512_bf16|bf16)\b", flags) is not None
+    if sys.platform == "darwin":
+        answer = subprocess.run(["sysctl", "-n", "hw.optional.arm.FEAT_BF16"], capture_output=True, text=True)
+        return answer.stdout.strip() == "1"
+    return False
+
+
+def pick_amp(device, amp):
+    """The autocast dtype for `amp` ("auto", "bf16", "fp16" or "off") on a device; None for float32."""
+    if amp == "auto":
+        has_bf16 = {
+            "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
+            "cpu": cpu_has_bf16,
+        }.get(device.type, lambda: False)
+        amp = "bf16" if has_bf16() else "off"
+    if amp == "fp16" and device.type == "cpu":
+        raise UserError("--amp fp16 does not train on a CPU; choose bf16, off or auto")
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
+
+
+def autocast(device, dtype):
+    """The context in which a forward pass runs."""
+    return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
+
+
+def try_compile(network, images, amp):
+    """The model compiled, or, with one line that says why, as it was."""
+    try:
+        compiled = torch.compile(network)
+        with torch.no_grad(), autocast(images.device, amp):
+            compiled(images)
+        return compiled
+    except Exception as error:  # whatever the compiler and its tools raise
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        print(f"--compile does not work here, going on without it: {reason[0]}")
+        torch._dynamo.reset()
+        return network
+
+
+def describe_hardware(device):
+    """The machine in words: the GPU's name, or the CPU's and its cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        name = found.group(1).strip() if found else name
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} thread{'s' * (threads > 1)}" if device.type == "cpu" else f"{name}, MPS"

@@ -1,0 +1,60 @@
+"""A config's model, whichever --model it names, and what it costs."""
+
+import pkgutil
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from model import VisionTransformer
+from vitlab.cli import UserError
+from vitlab.config import TrainConfig
+
+MODELS = {  # "module:class", imported when it is asked for: the ResNets bring torchvision, which takes a second
+    "vit": "model:VisionTransformer",
+    "simple_cnn": "vitlab.models.baselines:SimpleCNN",
+    "tiny_cnn": "vitlab.models.baselines:TinyCNN",
+    "mlp": "vitlab.models.baselines:FeedForward",
+    "resnet18": "vitlab.models.baselines:resnet18",
+    "resnet50": "vitlab.models.baselines:resnet50",
+}
+CAM_LAYERS = {"simple_cnn": "features", "tiny_cnn": "features.4", "resnet18": "layer4", "resnet50": "layer4"}
+
+
+def build_model(config: TrainConfig) -> nn.Module:
+    """The model of a config, its fresh weights those of the seed: images B x in_chans x S x S -> logits B x C.
+
+    Raises UserError if its sizes do not fit each other.
+    """
+    torch.manual_seed(config.seed)
+    try:
+        return pkgutil.resolve_name(MODELS[config.model])(**config.model_args())
+    except ValueError as error:
+        raise UserError(error) from None
+
+
+def cam_layer(name: str, model: nn.Module) -> nn.Module | None:
+    """The module of a CNN on whose output Grad-CAM is drawn, the last map before pooling. None if there is
+    none: for an MLP, and for a VisionTransformer, whose tokens grad_cam takes by itself."""
+    return model.get_submodule(CAM_LAYERS[name]) if name in CAM_LAYERS else None
+
+
+def count_parameters(model: nn.Module) -> int:
+    """How many parameters a model trains."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def count_flops(model: nn.Module) -> int:
+    """Floating-point operations of one image's forward pass, a multiplication and an addition
+    counted as two; matrix products and convolutions only (torch.utils.flop_counter). The model says by
+    its attributes in_chans and img_size what an image is."""
+    device = next(model.parameters()).device
+    image = torch.zeros(1, model.in_chans, model.img_size, model.img_size, device=device)
+    was_training = model.training
+    explicit = (
+        {"return_attention": True} if isinstance(model, VisionTransformer) else {}
+    )  # the counter knows no fused kernel
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval()(image, **explicit)
+    model.train(was_training)
+    return counter.get_total_flops()

@@ -1,0 +1,139 @@
+"""How a setting is declared, read, bounded and made a flag.
+
+@dataclass
+class RecipeSettings:
+    epochs: int = setting(200, "passes over the training images", low=1)
+
+table = settings_of(RecipeSettings)     # name -> Setting
+table["epochs"].convert("12")           # 12, of a flag, a YAML file or a keyword alike
+"""
+
+import argparse
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vitlab.cli import UserError
+
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
+def setting(default, help: str, *older: str, choices=None, low=None, above=None, high=None) -> Any:
+    """A dataclass field with all that its flag needs: `older` are further spellings of the flag;
+    `low`, `above` and `high` bound the value (from, greater than, up to)."""
+    return dataclasses.field(
+        default=default, metadata=dict(help=help, older=older, choices=choices, low=low, above=above, high=high)
+    )
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting: `kind` is the type of a value, `many` says whether it is a tuple of them."""
+
+    name: str
+    group: str
+    kind: type
+    many: bool
+    optional: bool
+    default: Any
+    help: str
+    older: tuple
+    choices: tuple | None
+    low: float | None
+    above: float | None
+    high: float | None
+
+    @property
+    def flag(self) -> str:
+        """How messages spell it: the older way if there is one."""
+        return "--" + (*self.older, self.name)[0]
+
+    def convert(self, value: Any) -> Any:
+        """The value of a flag, a YAML file or a keyword in its type; UserError if it does not fit."""
+        if value is None and self.optional:
+            return None
+        if not self.many:
+            return self.convert_one(value)
+        return tuple(map(self.convert_one, value if isinstance(value, list | tuple) else [value]))
+
+    def convert_one(self, value: Any) -> Any:
+        """Convert one value and check its bounds."""
+        wrong = UserError(f"{self.flag} {value!r}: give {KINDS[self.kind]}")
+        if self.kind in (bool, str) or isinstance(value, bool):
+            if type(value) is not self.kind:
+                raise wrong
+        else:
+            try:
+                number = float(value)
+                value = self.kind(value if isinstance(value, str) else number)  # "1e-3" is a text in YAML
+            except (TypeError, ValueError, OverflowError):
+                raise wrong from None
+            if value != number:
+                raise wrong  # 1.5 for a whole number; nan, which equals nothing
+        if self.choices and value not in self.choices:
+            raise UserError(f"{self.flag} {value!r}: choose {', '.join(map(str, self.choices))}")
+        for bound, holds, words in (
+            (self.low, lambda: value >= self.low, "at least"),
+            (self.above, lambda: value > self.above, "above"),
+            (self.high, lambda: value <= self.high, "at most"),
+        ):
+            if bound is not None and not holds():
+                raise UserError(f"{self.flag} {value}: must be {words} {bound}")
+        return value
+
+    def add_to(self, parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+        """Give a parser its flag. A flag that is not given is absent from the result."""
+        spellings = ["--" + spelling for spelling in (self.name, *self.older)]
+        if self.name == "learning_rate":
+            spellings.append("-lr")
+        words = f"{', '.join(map(str, self.choices))}; {self.help}" if self.choices else self.help
+        if self.default not in (None, ()) and self.kind is not bool:
+            words += f" (default: {self.default})"
+        options = dict(dest=self.name, default=argparse.SUPPRESS, help=words.replace("%", "%%"))
+        if self.kind is bool:
+            parser.add_argument(
+                *spellings, action=argparse.BooleanOptionalAction if self.default else "store_true", **options
+            )
+        else:
+            options.update(type=self.convert_one, metavar=self.name.rsplit("_", 1)[-1].upper())
+            parser.add_argument(*spellings, nargs="+" if self.many else None, **options)
+
+
+def settings_of(cls: type) -> dict[str, Setting]:
+    """The settings of a dataclass by name, in order; a setting's group is the class that declares it:
+    "model" of ModelSettings."""
+    declared = {name: base for base in cls.__mro__ for name in base.__dict__.get("__annotations__", {})}
+    table, hints = {}, typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        kind, optional = hints[field.name], False
+        if isinstance(kind, types.UnionType):  # X | None
+            kind, optional = typing.get_args(kind)[0], True
+        many = typing.get_origin(kind) is tuple  # tuple[X, ...]
+        table[field.name] = Setting(
+            name=field.name,
+            group=declared[field.name].__name__.removesuffix("Settings").lower(),
+            kind=typing.get_args(kind)[0] if many else kind,
+            many=many,
+            optional=optional,
+            default=field.default,
+            **field.metadata,
+        )
+    return table
+
+
+def read_yaml(path: str | Path) -> dict:
+    """The settings in a YAML file; UserError, naming the file, if it holds none."""
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"--config {path}: write one 'setting: value' a line")
+    return raw
