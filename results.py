@@ -19,7 +19,8 @@ import yaml
 
 from vitlab.catalog import TITLES
 from vitlab.cli import Parser, UserError, run_cli
-from vitlab.files import replacing
+from vitlab.config import GROUPS
+from vitlab.files import write_text
 from vitlab.study import tables
 
 START, END = "<!-- made by results.py -->", "<!-- end -->"
@@ -88,30 +89,52 @@ def table(folders, models=Path("model")):
     return text + ("\n" + tables.markdown([("weights", "size", "sha256"), *files]) if files else "")
 
 
-KINDS = {
-    "faithfulness": (lambda found, _: tables.faithfulness(found), "visualize.py faithfulness"),
-    "comparison": (tables.study, "compare.py"),
-}
+def make_faithfulness(file: str) -> str:
+    """The table of a report of visualize.py faithfulness."""
+    return tables.faithfulness(read_json(file, "visualize.py faithfulness"))
 
 
-def fill(text):
-    """The text with everything anew that stands between a mark that names its file and the next:
-    <!-- faithfulness: FILE --> a table <!-- /faithfulness -->, and the same with comparison."""
-
-    def one(found):
-        make, script = KINDS[found["kind"]]
-        try:
-            made = make(json.loads(Path(found["file"]).read_text()), found["file"])
-        except (OSError, ValueError) as error:
-            raise UserError(f"{found['file']} cannot be read ({error}); make it with {script}") from None
-        return f"{found['start']}\n\n{made.strip()}\n\n{found['end']}"
-
-    kinds = "|".join(KINDS)
-    mark = rf"(?P<start><!-- (?P<kind>{kinds}): (?P<file>\S+) -->).*?(?P<end><!-- /(?P=kind) -->)"
-    return re.sub(mark, one, text, flags=re.S)
+def make_comparison(file: str) -> str:
+    """A study of compare.py in short."""
+    return tables.study(read_json(file, "compare.py"), file)
 
 
-def split(file):
+def make_settings(groups: str) -> str:
+    """The table of the settings in one or more of TrainConfig's groups."""
+    for group in groups.split():
+        if group not in GROUPS:
+            raise UserError(f"settings: {group} is no group of settings; choose {', '.join(GROUPS)}")
+    return tables.settings(groups.split())
+
+
+MADE = {"faithfulness": make_faithfulness, "comparison": make_comparison, "settings": make_settings}
+
+
+def read_json(file: str, script: str) -> dict:
+    """The contents of a JSON file; UserError, naming the script that writes it, if it cannot be read."""
+    try:
+        return json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({error}); make it with {script}") from None
+
+
+def refill_tables(text: str) -> str:
+    """The text with everything made anew that stands between a mark and its end:
+
+    <!-- faithfulness: FILE --> ... <!-- /faithfulness -->
+    <!-- comparison: FILE --> ... <!-- /comparison -->
+    <!-- settings: GROUP [GROUP ...] --> ... <!-- /settings -->
+    """
+
+    def refill(mark: re.Match) -> str:
+        return f"{mark['start']}\n\n{MADE[mark['kind']](mark['source']).strip()}\n\n{mark['end']}"
+
+    kinds = "|".join(MADE)
+    marks = rf"(?P<start><!-- (?P<kind>{kinds}): (?P<source>[^\n>]+?) -->).*?(?P<end><!-- /(?P=kind) -->)"
+    return re.sub(marks, refill, text, flags=re.S)
+
+
+def split_at_marks(file: Path) -> tuple[str, str, str]:
     """(what comes before the tables, the tables, what comes after)."""
     try:
         text = file.read_text(encoding="utf-8")
@@ -129,14 +152,12 @@ def main():
         "--file", type=Path, default=Path("README.md"), help="where the table goes (default: README.md)"
     )
     args = parser.parse_args()
-    before, inside, after = split(args.file)
+    before, inside, after = split_at_marks(args.file)
     folders = args.folders or [Path("output") / name for name in re.findall(r"^\| `([\w.-]+)` \|", inside, flags=re.M)]
     if not folders:
         raise UserError(f"{args.file} has no rows yet; name run folders: python results.py output/NAME ...")
     made = table(folders)
-    whole = fill(before + made + after)  # before the file is touched
-    with replacing(args.file) as part:
-        part.write_text(whole, encoding="utf-8")
+    write_text(args.file, refill_tables(before + made + after))
     print(made + str(args.file))
 
 

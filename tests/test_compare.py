@@ -420,7 +420,7 @@ def test_bad_input_is_refused_in_a_line(tmp_path, flags, words):
 def test_a_page_includes_the_results(compared, found, tmp_path, monkeypatch):
     monkeypatch.chdir(compared[0])
     page = "before\n<!-- comparison: output/comparison/final_results.json -->\nold\n<!-- /comparison -->\nafter"
-    text = results.fill(page)
+    text = results.refill_tables(page)
     assert "old" not in text and found["protocol"] in text and text.endswith("<!-- /comparison -->\nafter")
     assert "(output/comparison/RESULTS.md)" in text and "ensemble of" not in text
     whole = tables.comparison(found["rows"]).splitlines()[2:]
@@ -431,7 +431,7 @@ def test_a_page_includes_the_results(compared, found, tmp_path, monkeypatch):
         cells = long.split(" | ")
         assert short.split(" | ")[:3] == cells[:3] and set(short.split(" | ")) < set(cells)
     with pytest.raises(UserError, match="nowhere.json.*compare.py"):
-        results.fill(page.replace("output/comparison/final_results.json", "nowhere.json"))
+        results.refill_tables(page.replace("output/comparison/final_results.json", "nowhere.json"))
 
 
 def test_every_study_of_configs_can_be_run():

@@ -40,7 +40,7 @@ def test_files_it_names_exist():
 def test_published_results_are_those_of_their_reports(monkeypatch):
     """What `python results.py` would write is what is there."""
     monkeypatch.chdir(ROOT)
-    _, tables, _ = results.split(ROOT / "README.md")
+    _, tables, _ = results.split_at_marks(ROOT / "README.md")
     names = re.findall(r"^\| `([\w-]+)` \|", tables, flags=re.M)
     assert names and tables == results.table([Path("output") / name for name in names])
     for history in Path("output").glob("*/metrics.csv"):  # and nothing that was published is left out
@@ -63,7 +63,7 @@ def test_what_was_not_run_is_told():
 
 def test_the_faithfulness_told_is_the_measured_one(monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert results.fill(README) == README
+    assert results.refill_tables(README) == README
     (name,) = re.findall(r"<!-- faithfulness: (\S+) -->", README)
     assert json.loads(Path(name).read_text())["n"] == 300
 

@@ -9,6 +9,7 @@ from conftest import ROOT, assert_refused, run
 
 import results
 from vitlab.cli import UserError
+from vitlab.config import in_groups
 
 
 @pytest.fixture
@@ -56,3 +57,17 @@ def test_what_is_no_result_is_refused(page):
     assert (page / "README.md").read_text() == before
     with pytest.raises(UserError, match="no finished run"):
         results.row(ROOT)
+
+
+def test_a_page_includes_the_settings():
+    text = results.refill_tables("a\n<!-- settings: model recipe -->\nold\n<!-- /settings -->\nb")
+    assert text.startswith("a\n<!-- settings: model recipe -->\n\n| flag |") and "old" not in text
+    assert text.endswith(" |\n\n<!-- /settings -->\nb")
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    assert len(rows) == len(in_groups("model", "recipe")) and "batch_size" not in text
+    assert ["`--depth`, `--n_layers`", "6", "encoder blocks"] in rows
+    assert ["`--learning_rate`, `-lr`", "5e-4", "peak of the schedule"] in rows
+    assert ["`--img_size`, `--image_size`", "the set's", "side images are resized to"] in rows
+    assert ["`--head`", "linear", "`linear`, `mlp`: mlp: linear, tanh, linear"] in rows
+    with pytest.raises(UserError, match="settings: models is no group"):
+        results.refill_tables(text.replace("settings: model recipe", "settings: models"))

@@ -53,6 +53,11 @@ class Setting:
         """How messages spell it: the older way if there is one."""
         return "--" + (*self.older, self.name)[0]
 
+    @property
+    def spellings(self) -> list[str]:
+        """Every option string of the flag."""
+        return ["--" + name for name in (self.name, *self.older)] + ["-lr"] * (self.name == "learning_rate")
+
     def convert(self, value: Any) -> Any:
         """The value of a flag, a YAML file or a keyword in its type; UserError if it does not fit."""
         if value is None and self.optional:
@@ -88,20 +93,17 @@ class Setting:
 
     def add_to(self, parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
         """Give a parser its flag. A flag that is not given is absent from the result."""
-        spellings = ["--" + spelling for spelling in (self.name, *self.older)]
-        if self.name == "learning_rate":
-            spellings.append("-lr")
         words = f"{', '.join(map(str, self.choices))}; {self.help}" if self.choices else self.help
         if self.default not in (None, ()) and self.kind is not bool:
             words += f" (default: {self.default})"
         options = dict(dest=self.name, default=argparse.SUPPRESS, help=words.replace("%", "%%"))
         if self.kind is bool:
             parser.add_argument(
-                *spellings, action=argparse.BooleanOptionalAction if self.default else "store_true", **options
+                *self.spellings, action=argparse.BooleanOptionalAction if self.default else "store_true", **options
             )
         else:
             options.update(type=self.convert_one, metavar=self.name.rsplit("_", 1)[-1].upper())
-            parser.add_argument(*spellings, nargs="+" if self.many else None, **options)
+            parser.add_argument(*self.spellings, nargs="+" if self.many else None, **options)
 
 
 def settings_of(cls: type) -> dict[str, Setting]:

@@ -5,6 +5,9 @@ import re
 import textwrap
 from pathlib import PurePosixPath
 
+from vitlab.config import SETTINGS, in_groups
+from vitlab.settings import Setting
+
 
 def markdown(rows):
     """Rows of cells, the first the heads."""
@@ -143,6 +146,34 @@ def study(contents, file):
         f"{contents['protocol']}. By `python {command(contents['command'])}`; every measure and what the "
         f"rows say: [`{rest}`]({rest}).\n\n{comparison(contents['rows'], brief=True)}"
     )
+
+
+def settings(groups: list[str]) -> str:
+    """The settings of some groups of TrainConfig as markdown: every spelling of the flag, default, help."""
+    table = [SETTINGS[name] for name in in_groups(*groups)]
+    return markdown([("flag", "default", "meaning"), *map(setting_cells, table)])
+
+
+def setting_cells(setting: Setting) -> tuple[str, str, str]:
+    """One row of `settings`. A default that depends on other settings is told in the help: "(default: all)"."""
+    spellings = [*setting.spellings, *([f"--no-{setting.name}"] if setting.default is True else [])]
+    told = re.search(r" ?\(default: (.*?)\)", setting.help)
+    meaning = setting.help.replace(told[0], "") if told else setting.help
+    meaning = re.sub(r"--\w+", r"`\g<0>`", meaning)
+    if setting.choices:
+        meaning = f"{', '.join(f'`{choice}`' for choice in setting.choices)}: {meaning}"
+    return ", ".join(f"`{spelling}`" for spelling in spellings), told[1] if told else default(setting.default), meaning
+
+
+def default(value: object) -> str:
+    """A default as one types it: 5e-4, 512 256, on."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return " ".join(map(str, value)) or "none"
+    if isinstance(value, float):
+        return f"{value:g}" if value == 0 or value >= 1e-3 else f"{value:.0e}".replace("e-0", "e-")
+    return "" if value is None else str(value)
 
 
 def takeaways(lines):
