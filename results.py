@@ -1,17 +1,18 @@
-"""The table of results, from what the runs left behind.
+"""The tables in README.md and docs/, from what the runs left behind.
 
-    python results.py                          # README's table anew, from the reports of the rows it has
-    python results.py output/A output/B        # ... with these rows instead
-    python results.py output/A --file x.md     # in another file, between the same two marks
+    python results.py                          # every table of README.md and docs/*.md again, with the rows it has
+    python results.py output/A output/B        # README's table of runs with these rows instead
+    python results.py output/A --file x.md     # the same in another file
 
-Each row is output/NAME/report.json, metrics.csv and config.yaml; where model/NAME/best.pt is there too, its size
-and checksum follow below the table. Tables of faithfulness and of comparisons are made anew from the files that their
-marks name.
+A table of runs stands between <!-- made by results.py --> and <!-- end -->. Each row is made from
+output/NAME/report.json, metrics.csv and config.yaml. If model/NAME/best.pt exists, its size and checksum follow below
+the table. Tables of settings, faithfulness and comparisons are made again from what their marks name.
 """
 
 import csv
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import yaml
 
 from vitlab.catalog import TITLES
 from vitlab.cli import Parser, UserError, run_cli
-from vitlab.config import GROUPS
+from vitlab.config import GROUPS, SETTINGS, in_groups
 from vitlab.files import write_text
 from vitlab.study import tables
 
@@ -99,12 +100,16 @@ def make_comparison(file: str) -> str:
     return tables.study(read_json(file, "compare.py"), file)
 
 
-def make_settings(groups: str) -> str:
-    """The table of the settings in one or more of TrainConfig's groups."""
-    for group in groups.split():
-        if group not in GROUPS:
-            raise UserError(f"settings: {group} is no group of settings; choose {', '.join(GROUPS)}")
-    return tables.settings(groups.split())
+def make_settings(chosen: str) -> str:
+    """The table of some of TrainConfig's settings: groups, or settings by name."""
+    names = []
+    for name in chosen.split():
+        if name not in (*GROUPS, *SETTINGS):
+            raise UserError(
+                f"settings: {name} is no group of settings and no setting; the groups are {', '.join(GROUPS)}"
+            )
+        names += in_groups(name) if name in GROUPS else [name]
+    return tables.settings(names)
 
 
 MADE = {"faithfulness": make_faithfulness, "comparison": make_comparison, "settings": make_settings}
@@ -118,20 +123,29 @@ def read_json(file: str, script: str) -> dict:
         raise UserError(f"{file} cannot be read ({error}); make it with {script}") from None
 
 
-def refill_tables(text: str) -> str:
+def refill_tables(text: str, page: Path = Path("README.md")) -> str:
     """The text with everything made anew that stands between a mark and its end:
 
     <!-- faithfulness: FILE --> ... <!-- /faithfulness -->
     <!-- comparison: FILE --> ... <!-- /comparison -->
-    <!-- settings: GROUP [GROUP ...] --> ... <!-- /settings -->
+    <!-- settings: GROUP-OR-NAME [GROUP-OR-NAME ...] --> ... <!-- /settings -->
+
+    `page` is the file that the text is of: links are relative to its folder.
     """
 
     def refill(mark: re.Match) -> str:
-        return f"{mark['start']}\n\n{MADE[mark['kind']](mark['source']).strip()}\n\n{mark['end']}"
+        table = relative_links(MADE[mark["kind"]](mark["source"]), page)
+        return f"{mark['start']}\n\n{table.strip()}\n\n{mark['end']}"
 
     kinds = "|".join(MADE)
     marks = rf"(?P<start><!-- (?P<kind>{kinds}): (?P<source>[^\n>]+?) -->).*?(?P<end><!-- /(?P=kind) -->)"
     return re.sub(marks, refill, text, flags=re.S)
+
+
+def relative_links(text: str, page: Path) -> str:
+    """The text with links from the top of the repository turned into links from the page's folder."""
+    top = Path(os.path.relpath(".", page.parent)).as_posix()
+    return text if top == "." else re.sub(r"\]\((?=\w)", f"]({top}/", text)
 
 
 def split_at_marks(file: Path) -> tuple[str, str, str]:
@@ -145,20 +159,33 @@ def split_at_marks(file: Path) -> tuple[str, str, str]:
     return before + START + "\n\n", inside.strip("\n") + "\n", "\n" + END + after
 
 
+def update(page: Path, folders: list[Path]) -> None:
+    """Make the tables of a page again; `folders` are the rows of its table of runs (empty: those it has)."""
+    if not folders and page.is_file() and START not in page.read_text(encoding="utf-8"):
+        before, made, after = "", "", page.read_text(encoding="utf-8")
+    else:
+        before, inside, after = split_at_marks(page)
+        names = re.findall(r"^\| `([\w.-]+)` \|", inside, flags=re.M)
+        folders = folders or [Path("output") / name for name in names]
+        if not folders:
+            raise UserError(f"{page} has no rows yet; name run folders: python results.py output/NAME ...")
+        made = relative_links(table(folders), page)
+    write_text(page, refill_tables(before + made + after, page))
+    print(made + str(page))
+
+
 def main():
     parser = Parser(description=__doc__)
     parser.add_argument("folders", nargs="*", type=Path, help="run folders; without any: those of the file's table")
     parser.add_argument(
-        "--file", type=Path, default=Path("README.md"), help="where the table goes (default: README.md)"
+        "--file", type=Path, help="the page to write (default: README.md; without run folders docs/*.md too)"
     )
     args = parser.parse_args()
-    before, inside, after = split_at_marks(args.file)
-    folders = args.folders or [Path("output") / name for name in re.findall(r"^\| `([\w.-]+)` \|", inside, flags=re.M)]
-    if not folders:
-        raise UserError(f"{args.file} has no rows yet; name run folders: python results.py output/NAME ...")
-    made = table(folders)
-    write_text(args.file, refill_tables(before + made + after))
-    print(made + str(args.file))
+    pages = [args.file or Path("README.md")]
+    if not args.file and not args.folders:
+        pages += sorted(Path("docs").glob("*.md"))
+    for page in pages:
+        update(page, args.folders)
 
 
 if __name__ == "__main__":

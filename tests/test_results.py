@@ -69,5 +69,30 @@ def test_a_page_includes_the_settings():
     assert ["`--learning_rate`, `-lr`", "5e-4", "peak of the schedule"] in rows
     assert ["`--img_size`, `--image_size`", "the set's", "side images are resized to"] in rows
     assert ["`--head`", "linear", "`linear`, `mlp`: mlp: linear, tanh, linear"] in rows
+    few = results.refill_tables("<!-- settings: epochs --> <!-- /settings -->")
+    assert "`--epochs`" in few and "`--seed`" not in few and "`--learning_rate`" not in few
     with pytest.raises(UserError, match="settings: models is no group"):
         results.refill_tables(text.replace("settings: model recipe", "settings: models"))
+
+
+def test_every_page_is_made_again(page):
+    """Without arguments README and docs/*.md; links go from the page's folder; a page may have no table of runs."""
+    docs = page / "docs"
+    docs.mkdir()
+    (docs / "runs.md").write_text(f"{results.START}\n{results.END}\n")
+    (docs / "settings.md").write_text("<!-- settings: seed -->\n<!-- /settings -->\n")
+    report = page / "output/vit-layer4-8-digits/report.json"
+    config = "configs/vit-layer4-8-digits.yaml"
+    report.write_text(report.read_text().replace("--dataset digits", f"--config {config} --dataset digits"))
+    for file in ("README.md", "docs/runs.md"):
+        done = run("results.py", "output/vit-layer4-8-digits", "--file", file, cwd=page)
+        assert done.returncode == 0, done.stderr
+    assert f"]({config})" in (page / "README.md").read_text() and f"](../{config})" in (docs / "runs.md").read_text()
+    assert "`--seed`" not in (docs / "settings.md").read_text()
+    pages = {file: file.read_text() for file in (page / "README.md", docs / "runs.md")}
+    assert run("results.py", cwd=page).returncode == 0
+    assert all(file.read_text() == text for file, text in pages.items())
+    assert "| `--seed` | 0 |" in (docs / "settings.md").read_text()
+    assert_refused(
+        run("results.py", "output/vit-layer4-8-digits", "--file", "docs/settings.md", cwd=page), "settings.md"
+    )

@@ -5,7 +5,7 @@ import re
 import textwrap
 from pathlib import PurePosixPath
 
-from vitlab.config import SETTINGS, in_groups
+from vitlab.config import SETTINGS
 from vitlab.settings import Setting
 
 
@@ -148,10 +148,9 @@ def study(contents, file):
     )
 
 
-def settings(groups: list[str]) -> str:
-    """The settings of some groups of TrainConfig as markdown: every spelling of the flag, default, help."""
-    table = [SETTINGS[name] for name in in_groups(*groups)]
-    return markdown([("flag", "default", "meaning"), *map(setting_cells, table)])
+def settings(names: list[str]) -> str:
+    """Settings of TrainConfig as markdown: every spelling of the flag, default, help."""
+    return markdown([("flag", "default", "meaning"), *(setting_cells(SETTINGS[name]) for name in names)])
 
 
 def setting_cells(setting: Setting) -> tuple[str, str, str]:
