@@ -6,19 +6,7 @@ python export.py /tmp/model/NAME model/NAME/best.pt --half    # with half-precis
 
 from pathlib import Path
 
-from vitlab.checkpoint import FORMAT, read_checkpoint, write_checkpoint
-from vitlab.cli import Parser, UserError, run_cli
-
-
-def publish(source, target, *, half=False):
-    """Copy one of our checkpoints without what only --resume needs; `half`: in half precision."""
-    contents = read_checkpoint(source)
-    if not isinstance(contents, dict) or FORMAT not in contents:
-        raise UserError(f"{source} is not a checkpoint of this repository; load() reads foreign files as they are")
-    contents.pop("training", None)
-    if half:
-        contents["model"] = {k: v.half() if v.is_floating_point() else v for k, v in contents["model"].items()}
-    write_checkpoint(target, contents)
+from vitlab.cli import Parser, run_cli
 
 
 def main():
@@ -27,6 +15,9 @@ def main():
     parser.add_argument("target", help="the file to write")
     parser.add_argument("--half", action="store_true", help="half-precision weights; see that the accuracy stays")
     args = parser.parse_args()
+
+    from vitlab.checkpoint import publish  # torch takes seconds to import, and --help does not need it
+
     publish(args.source, args.target, half=args.half)
     print(f"{args.target}: {Path(args.target).stat().st_size / 1e6:.2f} MB")
 

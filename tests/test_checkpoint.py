@@ -2,19 +2,22 @@
 
 import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import assert_refused, run
+from conftest import ROOT, assert_refused, run
 from PIL import Image
 from test_model import scramble
 from torch import nn
 
 from model import VisionTransformer
-from vitlab.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint, write_checkpoint
+from vitlab.checkpoint import load_checkpoint, load_weights, read_checkpoint, save_checkpoint, write_checkpoint
 from vitlab.cli import UserError
 from vitlab.config import TrainConfig
+from vitlab.models import foreign_weights
 from vitlab.models.registry import build_model
 
 SMALL = dict(dataset="cifar10", image_size=16, n_layers=2, embed_dim=32)
@@ -69,6 +72,33 @@ def test_a_published_copy_is_small_and_says_the_same(tmp_path):
     found = load_checkpoint(tmp_path / "half.pt")
     assert found.classes == tuple(contents["classes"]) and found.history == contents["history"]
     torch.testing.assert_close(found.model(images), model(images), atol=0.02, rtol=0)
+
+
+def test_export_refuses_in_one_line(tmp_path):
+    torch.save(VisionTransformer(depth=1).state_dict(), tmp_path / "theirs.pt")
+    for argv, words in (
+        ([tmp_path / "no.pt", tmp_path / "b.pt"], ["no.pt does not exist"]),
+        ([tmp_path / "theirs.pt", tmp_path / "b.pt"], ["theirs.pt is not a checkpoint of this repository"]),
+        ([tmp_path / "theirs.pt"], ["target"]),
+        (["a", "b", "--quarter"], ["--quarter"]),
+    ):
+        assert_refused(run("export.py", *argv), *words)
+    assert not (tmp_path / "b.pt").exists()
+
+
+def test_predicting_needs_no_slow_imports():
+    code = "import sys, vitlab.checkpoint; print(*{'torchvision', 'scipy', 'sklearn', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stdout.strip(), done.stdout + done.stderr
+
+
+def test_fine_tuning_reads_the_file_once(tmp_path, monkeypatch):
+    theirs = scramble(Teaching())
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pt")
+    calls, real = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: calls.append(args) or real(*args, **kwargs))
+    lines = load_weights(VisionTransformer(img_size=16, embed_dim=24, depth=2, head="mlp"), tmp_path / "theirs.pt")
+    assert len(calls) == 1 and "fresh" not in "".join(lines)
 
 
 # ---------------------------------------------------------------------------------- foreign layouts
@@ -148,6 +178,29 @@ def test_timms_layout_is_recognised(tmp_path, args):
     assert found.config.mlp_ratio == 4 and found.classes[0] == "apple"
 
 
+def test_translating_needs_no_file_and_leaves_the_weights_alone():
+    state = scramble(Teaching()).state_dict()
+    before = {name: value.clone() for name, value in state.items()}
+    translated, arguments, notes = foreign_weights.translate(state, "theirs", num_heads=6)
+    assert arguments == dict(
+        img_size=16, patch_size=4, in_chans=3, num_classes=10, embed_dim=24, depth=2, num_heads=6, mlp_ratio=2.0,
+        qkv_bias=True, pool="cls", head="mlp", norm_eps=1e-5,
+    )  # fmt: skip
+    VisionTransformer(**arguments).load_state_dict(translated)
+    assert notes == ["theirs: teaching layout, 2 blocks 24 wide"]
+    assert before.keys() == state.keys() and all(torch.equal(before[name], state[name]) for name in state)
+
+
+def test_resized_positions_keep_the_prefix_and_the_picture():
+    ramp = torch.arange(8.0).expand(8, 8).reshape(1, 64, 1)  # grows from left to right
+    cls = torch.full((1, 1, 1), 99.0)
+    larger = foreign_weights.resize_positions(torch.cat([cls, ramp], dim=1), old=8, new=16, prefix=1)
+    assert larger.shape == (1, 257, 1) and larger[0, 0] == 99
+    grid = larger[0, 1:].view(16, 16)
+    assert torch.allclose(grid, grid[:1].expand(16, 16), atol=1e-5)
+    assert torch.allclose(grid[0, 4:12], torch.arange(16)[4:12] / 2 - 0.25, atol=1e-4)
+
+
 def test_what_contradicts_the_file_is_an_error(tmp_path):
     torch.save(scramble(Teaching()).state_dict(), tmp_path / "theirs.pt")
     save_small(tmp_path / "ours.pt")
@@ -189,9 +242,9 @@ def test_bad_checkpoints_are_refused(tmp_path):
     torch.save(state, tmp_path / "lacking.pt")
     for name, word in (
         ("no.pt", "does not exist"),
-        ("cut.pt", "no whole checkpoint"),
-        ("empty.pt", "no whole checkpoint"),
-        ("text.pt", "no whole checkpoint"),
+        ("cut.pt", "not a complete checkpoint"),
+        ("empty.pt", "not a complete checkpoint"),
+        ("text.pt", "not a complete checkpoint"),
         ("other.pt", "another architecture"),
         ("module.pt", "state_dict()"),
         ("evil.pt", "refused and was not run"),

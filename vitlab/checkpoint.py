@@ -1,44 +1,54 @@
-"""One self-describing file: weights, config, classes, normalisation, history; and readers of
-foreign layouts.
+"""Checkpoints: one self-describing file with weights, config, classes, normalisation and history.
 
-    found = load_checkpoint("model/vit-plain-cpu-32-cifar10")     # a file, or a run folder's best.pt
-    found.predict(Image.open("cat.png"))                          # [("cat", 0.93), ...]
-    found = load_checkpoint("theirs.pth", dataset="cifar10", num_heads=4)
+    checkpoint = load_checkpoint("model/vit-plain-cpu-32-cifar10")     # a file, or a run folder's best.pt
+    checkpoint.predict(Image.open("cat.png"))                          # [("cat", 0.93), ...]
+    checkpoint = load_checkpoint("theirs.pth", dataset="cifar10", num_heads=4)
 
-Files are read with weights_only=True: nothing in them is run.
+Files are read with weights_only=True: nothing in them is run. Foreign files go through models/foreign_weights.py.
 """
 
 import dataclasses
 import os
 import pickle
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import Any
 
 import torch
-import torch.nn.functional as F
+from PIL import Image
+from torch import nn
 
+from model import VisionTransformer
 from vitlab.catalog import ARGUMENTS, DATASETS, describe
 from vitlab.cli import UserError
 from vitlab.config import SETTINGS, TrainConfig, flag
 from vitlab.datasets.images import to_batch
 from vitlab.files import replacing
+from vitlab.models import foreign_weights
 from vitlab.models.registry import MODELS
 
 FORMAT = "vit-small-images"  # the key by which our files are known
-
-
 VERSION = 1
-
-
 DEFAULT_MODEL = "model/vit-conv-cpu-32-cifar10"  # of test.py and visualize.py; comes with the repository
 
 
-def save_checkpoint(path, model, config, *, classes, mean, std, history, **more):
-    """Write a checkpoint. `more` is what load() does not need, such as the optimiser's state.
+def save_checkpoint(
+    path: str | Path,
+    model: nn.Module,
+    config: TrainConfig,
+    *,
+    classes: Iterable[str],
+    mean: Iterable[float],
+    std: Iterable[float],
+    history: list[dict],
+    **more,
+) -> None:
+    """Write a checkpoint. `more` is what load_checkpoint does not need, such as the optimiser's state.
 
-    Raises UserError where it cannot be written; a file that was there stays as it was.
+    Raises UserError if the file cannot be written; one that was there stays as it was.
     """
     write_checkpoint(
         path,
@@ -56,19 +66,23 @@ def save_checkpoint(path, model, config, *, classes, mean, std, history, **more)
     )
 
 
-def write_checkpoint(path, contents):
-    """Write a dict of tensors and plain values beside `path`, then rename it into place."""
+def write_checkpoint(path: str | Path, contents: dict) -> None:
+    """Write a dict of tensors and plain values next to `path`, then rename it into place. Raises UserError if it
+    cannot be written."""
     with replacing(path) as part, open(part, "wb") as file:
         try:
             torch.save(contents, file)
-        except RuntimeError as error:  # so the zip writer calls a full disk
+        except RuntimeError as error:  # raised by the zip writer when the disk is full
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
         file.flush()
         os.fsync(file.fileno())
 
 
-def read_checkpoint(path):
-    """The contents of a .pt file of tensors and plain values; UserError where it is none."""
+def read_checkpoint(path: str | Path) -> Any:
+    """What a .pt file, or a run folder's best.pt, holds: tensors and plain values, in a dict if it is one of ours.
+
+    Raises UserError if there is no such file, or if it is damaged or holds code.
+    """
     path = Path(path)
     if path.is_dir():
         path = path / "best.pt"
@@ -81,44 +95,64 @@ def read_checkpoint(path):
             f"{path} holds more than weights: pickled Python, which is refused and was not run; "
             "where you trust it, save its state dict: torch.save(model.state_dict(), 'weights.pt')"
         ) from None
-    except (LookupError, AttributeError, EOFError, AssertionError, struct.error):  # what torch makes of other files
-        raise UserError(f"{path} is no whole checkpoint; check --model_path, or copy it again") from None
+    except (LookupError, AttributeError, EOFError, AssertionError, struct.error):  # torch.load on other kinds of files
+        raise UserError(f"{path} is not a complete checkpoint; check --model_path, or copy it again") from None
     except (RuntimeError, OSError, ValueError) as error:
         reason = str(error).split("\n")[0]
-        raise UserError(f"{path} is no whole checkpoint ({reason}); copy it again") from None
+        raise UserError(f"{path} is not a complete checkpoint ({reason}); copy it again") from None
+
+
+def publish(source: str | Path, target: str | Path, *, half: bool = False) -> None:
+    """Copy one of our checkpoints without what only --resume needs; `half`: with half-precision weights.
+
+    Raises UserError if `source` is not one of our checkpoints or `target` cannot be written.
+    """
+    contents = read_checkpoint(source)
+    if not _is_ours(contents):
+        raise UserError(f"{source} is not a checkpoint of this repository; load() reads foreign files as they are")
+    contents.pop("training", None)
+    if half:
+        contents["model"] = {k: v.half() if v.is_floating_point() else v for k, v in contents["model"].items()}
+    write_checkpoint(target, contents)
+
+
+def _is_ours(contents: object) -> bool:
+    return isinstance(contents, dict) and FORMAT in contents
 
 
 @dataclass
 class Checkpoint:
-    """A trained model and what it needs to be used.
+    """A trained model and what is needed to use it.
 
-    `history` has one dict an epoch; `classes` names the logits; `mean` and `std` normalise images in
-    0..1; `config.dataset` is None for a foreign file whose data set was not named; `notes` says what
-    was guessed of a foreign file.
+    model: a VisionTransformer, or another of registry.MODELS.
+    config: the run's settings. `dataset` is None for a foreign file if nobody named its data set.
+    classes: the names of the logits.
+    mean, std: normalisation of images in 0..1, one value per channel.
+    history: one dict per epoch.
+    notes: lines that say what was guessed about a foreign file.
     """
 
     path: Path
-    model: torch.nn.Module  # a VisionTransformer, or one of MODELS
+    model: nn.Module
     config: TrainConfig
-    classes: tuple
-    mean: tuple
-    std: tuple
-    history: list
-    contents: dict
-    notes: tuple = ()
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    history: list[dict]
+    notes: tuple[str, ...] = ()
 
     @property
-    def run_name(self):
-        """NAME of the run that the file is of, or the name of a file by itself."""
+    def run_name(self) -> str:
+        """NAME of the run that the file belongs to; the name of the file if it belongs to none."""
         of_a_run = self.path.is_dir() or self.path.stem in ("best", "last") or self.path.stem.startswith("ViT_model_")
         folder = self.path if self.path.is_dir() else self.path.parent
         return folder.resolve().name if of_a_run else self.path.stem
 
-    def data_config(self, **settings):
-        """The config with which to read the data set here: the run's own under those settings. Images
-        of a folder are looked for where they were, unless data_path says otherwise.
+    def data_config(self, **settings) -> TrainConfig:
+        """The config to read the data set with: the run's own, with `settings` on top. Images of a folder are
+        looked for in the place they were in, unless data_path says otherwise.
 
-        Raises UserError where the file does not say its data set, or the folder has other classes.
+        Raises UserError if the file does not say its data set, or if the folder has other classes.
         """
         if self.config.dataset is None:
             raise UserError(f"{self.path} does not say what it was trained on; add --dataset cifar10")
@@ -134,56 +168,108 @@ class Checkpoint:
                 )
         return config
 
-    def batch(self, image):
-        """A PIL image as the model takes it: float 1 x in_chans x img_size x img_size."""
-        args = self.model
-        images = to_batch(image, img_size=args.img_size, in_chans=args.in_chans, mean=self.mean, std=self.std)
-        return images.to(next(self.model.parameters()).device)
+    def batch(self, image: Image.Image) -> torch.Tensor:
+        """A PIL image as the model takes it: normalised floats, 1 x in_chans x img_size x img_size, on its device."""
+        model = self.model
+        images = to_batch(image, img_size=model.img_size, in_chans=model.in_chans, mean=self.mean, std=self.std)
+        return images.to(next(model.parameters()).device)
 
     @torch.inference_mode()
-    def predict(self, image, top=5):
+    def predict(self, image: Image.Image, top: int = 5) -> list[tuple[str, float]]:
         """The `top` likeliest classes of a PIL image: [(name, probability), ...], best first."""
         return self.name(self.model(self.batch(image))[0], top)
 
-    def name(self, logits, top=5):
-        """The `top` likeliest classes of one image's logits: [(name, probability), ...]."""
+    def name(self, logits: torch.Tensor, top: int = 5) -> list[tuple[str, float]]:
+        """The `top` likeliest classes of one image's logits (C values): [(name, probability), ...], best first."""
         likeliest = logits.softmax(-1).topk(min(top, len(self.classes)))
         return [(self.classes[i], p) for p, i in zip(likeliest.values.tolist(), likeliest.indices.tolist())]
 
 
-def load_checkpoint(path, *, device="cpu", dataset=None, **model_args):
-    """Read a checkpoint: a file of ours, a plain state dict of the teaching layout or of timm's
-    VisionTransformer, or a run folder (its best.pt).
+def load_checkpoint(
+    path: str | Path, *, device: str | torch.device = "cpu", dataset: str | None = None, **model_args
+) -> Checkpoint:
+    """Load a model: from a file of ours, from a run folder (its best.pt), or from a plain state dict in the
+    teaching layout or in that of timm's VisionTransformer. The model is on `device`, in evaluation mode.
 
-    `model_args` (timm's names: num_heads=3, pool="mean") and `dataset` supply what a foreign file
-    does not say. Raises UserError where one contradicts the file, where the file is damaged or of
-    another architecture, or where it holds code.
+    `dataset` and `model_args` (timm's names: num_heads=3, pool="mean") supply what a foreign file does not say.
+    Raises UserError if one of them contradicts the file, or if the file is damaged, of another architecture, or
+    holds code.
     """
-    contents = read_checkpoint(path)
+    checkpoint = _from_contents(path, read_checkpoint(path), dataset, model_args)
+    checkpoint.model.to(device).eval()
+    return checkpoint
+
+
+def _from_contents(path: str | Path, contents: object, dataset: str | None, model_args: dict) -> Checkpoint:
     if not isinstance(contents, dict):
         raise UserError(f"{path} holds a {type(contents).__name__}, not a state dict; save model.state_dict()")
-    if FORMAT in contents:
-        found = _load_ours(path, contents)
-        names = ("dataset", "model", *ARGUMENTS[found.config.model])
-        known = {name: getattr(found.config, name) for name in names}
-        for name in model_args:
-            if name not in known:
-                raise UserError(f"{flag(name)}: {path} is a {found.config.model}, which has none; leave the flag out")
-        _check_against(path, known, {**model_args, **({"dataset": dataset} if dataset else {})})
-    else:
-        found = _load_foreign(path, contents, dataset, model_args)
-    found.model.to(device).eval()
-    return found
+    if not _is_ours(contents):
+        return _from_foreign(path, contents, dataset, model_args)
+    checkpoint = _from_ours(path, contents)
+    config = checkpoint.config
+    known = {name: getattr(config, name) for name in ("dataset", "model", *ARGUMENTS[config.model])}
+    for name in model_args:
+        if name not in known:
+            raise UserError(f"{flag(name)}: {path} is a {config.model}, which has none; leave the flag out")
+    _check_against(path, known, {**model_args, **({"dataset": dataset} if dataset else {})})
+    return checkpoint
 
 
-def _check_against(path, known, given):
+def _from_ours(path: str | Path, contents: dict) -> Checkpoint:
+    if contents[FORMAT] > VERSION:
+        raise UserError(f"{path} is of a later version of this repository ({contents[FORMAT]}); update it")
+    config = TrainConfig(**{name: value for name, value in contents["config"].items() if name in SETTINGS})
+    return Checkpoint(
+        path=Path(path),
+        model=_make_model(path, config.model, contents["model_args"], contents["model"]),
+        config=config,
+        classes=tuple(contents["classes"]),
+        mean=tuple(contents["mean"]),
+        std=tuple(contents["std"]),
+        history=contents["history"],
+    )
+
+
+def _from_foreign(path: str | Path, contents: dict, dataset: str | None, given: dict) -> Checkpoint:
+    state, arguments, notes = foreign_weights.translate(contents, path, num_heads=given.get("num_heads"))
+    _check_against(path, {**arguments, "model": "vit"}, given)
+    arguments = {**{name: value for name, value in given.items() if name != "model"}, **arguments}
+    classes = _name_classes(path, dataset, arguments["num_classes"])
+    half = arguments["in_chans"] * (0.5,)
+    return Checkpoint(
+        path=Path(path),
+        model=_make_model(path, "vit", arguments, state),
+        config=TrainConfig(**{**arguments, "dataset": dataset, "drop_rate": 0.0}),
+        classes=classes,
+        mean=half,
+        std=half,
+        history=[],
+        notes=(*notes, "the file does not say how images were normalised: taken to be (image - 0.5) / 0.5"),
+    )
+
+
+def _name_classes(path: str | Path, dataset: str | None, num_classes: int) -> tuple[str, ...]:
+    """The classes of a data set, if a foreign file's is known, otherwise "0", "1", ...; UserError if they are not
+    as many as the model's outputs."""
+    if dataset is not None and dataset not in DATASETS:
+        raise UserError(f"--dataset {dataset!r} is unknown; choose {', '.join(DATASETS)}")
+    if not dataset or dataset == "folder":
+        return tuple(str(i) for i in range(num_classes))
+    classes = DATASETS[dataset].classes
+    if len(classes) != num_classes:
+        raise UserError(f"--dataset {dataset} has {len(classes)} classes, {path} has {num_classes}")
+    return classes
+
+
+def _check_against(path: str | Path, known: dict, given: dict) -> None:
+    """UserError if a flag contradicts what the file says."""
     for name, value in given.items():
         if name in known and known[name] != value:
             raise UserError(f"{flag(name)} {value}: {path} has {known[name]}; leave the flag out")
 
 
-def _fill(path, name, model_args, state):
-    """A model of that name and those arguments with those weights."""
+def _make_model(path: str | Path, name: str, model_args: dict, state: dict) -> nn.Module:
+    """A model of MODELS with those arguments and those weights, in float32."""
     try:
         model = resolve_name(MODELS[name])(**model_args)
         model.load_state_dict({name: value.float() for name, value in state.items()})
@@ -193,150 +279,37 @@ def _fill(path, name, model_args, state):
     return model
 
 
-def _load_ours(path, contents):
-    if contents[FORMAT] > VERSION:
-        raise UserError(f"{path} is of a later version of this repository ({contents[FORMAT]}); update it")
-    config = TrainConfig(**{name: value for name, value in contents["config"].items() if name in SETTINGS})
-    return Checkpoint(
-        path=Path(path),
-        model=_fill(path, config.model, contents["model_args"], contents["model"]),
-        config=config,
-        classes=tuple(contents["classes"]),
-        mean=tuple(contents["mean"]),
-        std=tuple(contents["std"]),
-        history=contents["history"],
-        contents=contents,
-    )
+def load_weights(model: nn.Module, path: str | Path) -> list[str]:
+    """Start `model` from the weights of a checkpoint, ours or foreign (fine-tuning), and return lines that say
+    what was used and what was not.
 
-
-def load_weights(model, path):
-    """Start `model` from the weights of a checkpoint, ours or foreign (fine-tuning).
-
-    The position embedding is resized to another number of patches (section 3.2 of the paper), and a
-    head for other classes stays as it is. Returns lines that say what was used and what was not.
-    Raises UserError where nothing fits, or where the heads are not as many, which no shape shows.
+    The position embedding is resized if the number of patches differs (foreign_weights.resize_positions); a head
+    for other classes keeps its fresh weights. Raises UserError if nothing fits, or if the number of heads differs
+    (tensor shapes cannot show it).
     """
-    foreign = FORMAT not in read_checkpoint(path)
-    found = load_checkpoint(
-        path, **({"num_heads": model.blocks[0].attn.num_heads} if foreign and hasattr(model, "blocks") else {})
-    )
-    heads = [each.blocks[0].attn.num_heads for each in (found.model, model) if hasattr(each, "blocks")]
-    if len(set(heads)) > 1:
-        raise UserError(
-            f"--init_from {path}: it has {heads[0]} attention heads, not {heads[1]}; give --num_heads {heads[0]}"
-        )
-    theirs, ours = found.model.state_dict(), model.state_dict()
-    old, new = (getattr(each, "grid_size", None) for each in (found.model, model))
-    if "pos_embed" in ours and "pos_embed" in theirs and old != new:
-        split = found.model.has_cls
-        first, patches = theirs["pos_embed"][:, :split], theirs["pos_embed"][:, split:]
-        patches = patches.view(1, old, old, -1).permute(0, 3, 1, 2)
-        patches = F.interpolate(patches, size=(new, new), mode="bicubic", antialias=True)
-        theirs["pos_embed"] = torch.cat([first, patches.flatten(2).transpose(1, 2)], dim=1)
-    used = {name: value for name, value in theirs.items() if name in ours and value.shape == ours[name].shape}
+    contents = read_checkpoint(path)
+    is_vit = isinstance(model, VisionTransformer)
+    known = {"num_heads": model.blocks[0].attn.num_heads} if is_vit and not _is_ours(contents) else {}
+    checkpoint = _from_contents(path, contents, None, known)
+    pretrained, initial, resized = checkpoint.model.state_dict(), model.state_dict(), []
+    if is_vit and isinstance(checkpoint.model, VisionTransformer):
+        heads = checkpoint.model.blocks[0].attn.num_heads
+        if heads != model.blocks[0].attn.num_heads:
+            raise UserError(
+                f"--init_from {path}: it has {heads} attention heads, not {model.blocks[0].attn.num_heads}; "
+                f"give --num_heads {heads}"
+            )
+        old, new, prefix = checkpoint.model.grid_size, model.grid_size, int(checkpoint.model.has_cls)
+        if old != new:
+            positions = pretrained["pos_embed"]
+            pretrained["pos_embed"] = foreign_weights.resize_positions(positions, old=old, new=new, prefix=prefix)
+            resized = [f"position embedding resized from {old} x {old} to {new} x {new} patches"]
+    used = {k: v for k, v in pretrained.items() if k in initial and v.shape == initial[k].shape}
     if not any(name.startswith(("blocks.", "features.", "layers.", "layer1.")) for name in used):
         raise UserError(f"--init_from {path}: none of its blocks fits this model; give it the same width")
-    model.load_state_dict({**ours, **used})
-    left, fresh = [name for name in theirs if name not in used], [name for name in ours if name not in used]
-    lines = [*found.notes, f"--init_from {path}: {len(used)} of {len(theirs)} tensors used"]
-    if old and new and old != new:
-        lines.append(f"position embedding resized from {old} x {old} to {new} x {new} patches")
-    lines += [f"not used: {', '.join(left)}"] if left else []
-    lines += [f"fresh: {', '.join(fresh)}"] if fresh else []
+    model.load_state_dict({**initial, **used})
+    lines = [*checkpoint.notes, f"--init_from {path}: {len(used)} of {len(pretrained)} tensors used", *resized]
+    for title, state in (("not used", pretrained), ("fresh", initial)):
+        names = [name for name in state if name not in used]
+        lines += [f"{title}: {', '.join(names)}"] if names else []
     return lines
-
-
-def _load_foreign(path, contents, dataset, given):
-    state = contents
-    for wrapper in ("state_dict", "model", "model_state_dict"):
-        state = state[wrapper] if isinstance(state.get(wrapper), dict) else state
-    state = {str(name).removeprefix("module.").removeprefix("_orig_mod."): value for name, value in state.items()}
-
-    if "embedding.pos_embedding" in state and "classifier.fc1.weight" in state:
-        layout, known = "teaching", {"pool": "cls", "head": "mlp", "norm_eps": 1e-5}
-        state = _rename_teaching(path, state)
-        heads = 4
-    elif "patch_embed.proj.weight" in state and "blocks.0.attn.qkv.weight" in state and "cls_token" in state:
-        layout, known = "timm", {"head": "linear", "norm_eps": 1e-6}
-        known["pool"] = "mean" if "fc_norm.weight" in state else "cls"
-        heads = max(1, state["cls_token"].shape[-1] // 64)  # timm's named models: 64 a head
-    else:
-        names = ", ".join(list(state)[:3])
-        raise UserError(
-            f"{path} is of another architecture (its first entries: {names}); this reads its own checkpoints, "
-            "the teaching layout (embedding.pos_embedding, ...) and timm's VisionTransformer"
-        )
-
-    try:
-        width, in_chans, patch_size, _ = state["patch_embed.proj.weight"].shape
-        depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
-        tokens = state["pos_embed"].shape[1]
-        last = "head.fc2.weight" if known["head"] == "mlp" else "head.weight"
-        side = round((tokens - 1) ** 0.5)
-        if side**2 == tokens:  # timm's no_embed_class: CLS has no position
-            tokens, side = tokens + 1, round(tokens**0.5)
-            zero = torch.zeros(1, 1, width)
-            state["pos_embed"] = torch.cat([zero, state["pos_embed"].float()], dim=1)
-        known.update(
-            img_size=side * patch_size,
-            patch_size=patch_size,
-            in_chans=in_chans,
-            num_classes=state[last].shape[0],
-            embed_dim=width,
-            depth=depth,
-            mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] / width,
-            qkv_bias="blocks.0.attn.qkv.bias" in state,
-        )
-    except (KeyError, ValueError, IndexError) as error:
-        raise UserError(f"{path} looks like the {layout} layout but lacks {error}") from None
-    _check_against(path, {**known, "model": "vit"}, given)
-
-    notes = [f"{path}: {layout} layout, {depth} blocks {width} wide"]
-    if "num_heads" not in given:
-        notes.append(
-            f"the file does not say how many attention heads: taken to be {heads}; --n_attention_heads sets it"
-        )
-    model_args = {"num_heads": heads, **given, **known}
-    model_args.pop("model", None)
-    if dataset is not None and dataset not in DATASETS:
-        raise UserError(f"--dataset {dataset!r} is unknown; choose {', '.join(DATASETS)}")
-    classes = (
-        DATASETS[dataset].classes
-        if dataset and dataset != "folder"
-        else tuple(str(i) for i in range(known["num_classes"]))
-    )
-    if len(classes) != known["num_classes"]:
-        raise UserError(f"--dataset {dataset} has {len(classes)} classes, {path} has {known['num_classes']}")
-    config = TrainConfig(**{**model_args, "dataset": dataset, "drop_rate": 0.0})
-    half = in_chans * (0.5,)
-    notes.append("the file does not say how images were normalised: taken to be (image - 0.5) / 0.5")
-    model = _fill(path, "vit", model_args, state)
-    return Checkpoint(Path(path), model, config, tuple(classes), half, half, [], {}, tuple(notes))
-
-
-def _rename_teaching(path, old):
-    """The teaching layout's weights under our names. Its position embedding has no row for CLS (a
-    zero one does the same), and its query, key and value projections are separate."""
-    new = {}
-    try:
-        patches = old["embedding.pos_embedding"].float()
-        new["pos_embed"] = torch.cat([torch.zeros_like(patches[:, :1]), patches], dim=1)
-        new["cls_token"] = old["embedding.cls_token"].reshape(1, 1, -1)
-        for kind in ("weight", "bias"):
-            new[f"patch_embed.proj.{kind}"] = old[f"embedding.conv1.{kind}"]
-            new[f"norm.{kind}"] = old[f"norm.{kind}"]
-            for layer in ("fc1", "fc2"):
-                new[f"head.{layer}.{kind}"] = old[f"classifier.{layer}.{kind}"]
-        for i in sorted({int(name.split(".")[1]) for name in old if name.startswith("encoder.")}):
-            for kind in ("weight", "bias"):
-                theirs, ours = f"encoder.{i}.", f"blocks.{i}."
-                qkv = [old[f"{theirs}attention.{part}.{kind}"] for part in ("queries", "keys", "values")]
-                new[f"{ours}attn.qkv.{kind}"] = torch.cat(qkv)
-                new[f"{ours}attn.proj.{kind}"] = old[f"{theirs}attention.out_projection.{kind}"]
-                for part in ("norm1", "norm2"):
-                    new[f"{ours}{part}.{kind}"] = old[f"{theirs}{part}.{kind}"]
-                for part in ("fc1", "fc2"):
-                    new[f"{ours}mlp.{part}.{kind}"] = old[f"{theirs}{part}.{kind}"]
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{path} looks like the teaching layout but lacks {error}") from None
-    return new

@@ -22,10 +22,8 @@ CAM_LAYERS = {"simple_cnn": "features", "tiny_cnn": "features.4", "resnet18": "l
 
 
 def build_model(config: TrainConfig) -> nn.Module:
-    """The model of a config, its fresh weights those of the seed: images B x in_chans x S x S -> logits B x C.
-
-    Raises UserError if its sizes do not fit each other.
-    """
+    """The model of a config: images B x in_chans x img_size x img_size -> logits B x C. The seed decides its
+    fresh weights. Raises UserError if its sizes do not fit each other."""
     torch.manual_seed(config.seed)
     try:
         return pkgutil.resolve_name(MODELS[config.model])(**config.model_args())
@@ -34,8 +32,8 @@ def build_model(config: TrainConfig) -> nn.Module:
 
 
 def cam_layer(name: str, model: nn.Module) -> nn.Module | None:
-    """The module of a CNN on whose output Grad-CAM is drawn, the last map before pooling. None if there is
-    none: for an MLP, and for a VisionTransformer, whose tokens grad_cam takes by itself."""
+    """The module of a CNN whose output Grad-CAM is drawn on: the last map before pooling. None for an MLP, which has
+    no such map, and for a VisionTransformer, whose tokens attribution.grad_cam finds by itself."""
     return model.get_submodule(CAM_LAYERS[name]) if name in CAM_LAYERS else None
 
 
@@ -45,15 +43,14 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def count_flops(model: nn.Module) -> int:
-    """Floating-point operations of one image's forward pass, a multiplication and an addition
-    counted as two; matrix products and convolutions only (torch.utils.flop_counter). The model says by
-    its attributes in_chans and img_size what an image is."""
+    """Floating-point operations of one image's forward pass: matrix products and convolutions only, a
+    multiplication and an addition counted as two (torch.utils.flop_counter). The image is in_chans x img_size x
+    img_size, by the model's attributes."""
     device = next(model.parameters()).device
     image = torch.zeros(1, model.in_chans, model.img_size, model.img_size, device=device)
     was_training = model.training
-    explicit = (
-        {"return_attention": True} if isinstance(model, VisionTransformer) else {}
-    )  # the counter knows no fused kernel
+    # the counter does not know the fused kernel, so attention is written out
+    explicit = {"return_attention": True} if isinstance(model, VisionTransformer) else {}
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.eval()(image, **explicit)
     model.train(was_training)
