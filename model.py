@@ -47,7 +47,7 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, *, img_size, patch_size, in_chans, embed_dim):
         super().__init__()
-        if not 0 < patch_size <= img_size or img_size % patch_size:
+        if img_size % patch_size:
             raise ValueError(f"patch size {patch_size} does not divide image size {img_size}; choose a divisor of it")
         self.grid_size = img_size // patch_size
         self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride=patch_size)
@@ -68,21 +68,17 @@ def sine_positions(grid_size, dim):
 
 
 class ConvStem(nn.Module):
-    """Turns an image into tokens by convolutions instead of patches: a 3 x 3 convolution, a pooling
-    that halves the side, batch norm and ReLU, as often as makes `patch_size`, and then such a
-    convolution without pooling (the convolutional tokenizer of Hassani et al., arXiv:2104.05704,
-    section 3.3, with the batch norm and the last convolution of Xiao et al., arXiv:2106.14881,
-    section 4). The width doubles from 64 to embed_dim. Each pooled stage has stem_depth convolutions.
-    """
+    """Turns an image into tokens by convolutions instead of patches (the convolutional tokenizer of Hassani et al.,
+    arXiv:2104.05704, section 3.3, with the batch norm and the last convolution of Xiao et al., arXiv:2106.14881,
+    section 4). Each stage halves the side: stem_depth 3 x 3 convolutions, each with batch norm and ReLU, and a
+    pooling after the first one. A last convolution does not pool. The width doubles from 64 to embed_dim."""
 
     def __init__(self, *, img_size, patch_size, in_chans, embed_dim, stem_depth=1):
         super().__init__()
         halvings = patch_size.bit_length() - 1
         if patch_size < 2 or patch_size != 2**halvings or img_size % patch_size:
-            size = f"patch size {patch_size} with a conv stem at image size {img_size}"
-            raise ValueError(
-                f"{size}: each stage halves the side, so choose a power of two, from 2 on, that divides it"
-            )
+            remedy = "each stage halves the side, so choose a power of two, from 2 on, that divides it"
+            raise ValueError(f"patch size {patch_size} with a conv stem at image size {img_size}: {remedy}")
         self.grid_size = img_size // patch_size
         widths = [in_chans, *(min(64 * 2**i, embed_dim) for i in range(halvings - 1)), embed_dim, embed_dim]
         self.stages = nn.Sequential()
@@ -132,6 +128,8 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
+    """Linear, GELU, dropout, linear: the same for every token (appendix A)."""
+
     def __init__(self, dim, hidden, *, drop_rate):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
@@ -158,8 +156,8 @@ class Dropout(nn.Dropout):
 
 
 class DropPath(nn.Dropout):
-    """Stochastic depth (Huang et al., arXiv:1603.09382): in training, a share p of the images goes without
-    what the branch adds, and the others get 1 / (1 - p) of it."""
+    """Stochastic depth (Huang et al., arXiv:1603.09382): in training, a share p of the images skips the branch, and
+    the branch's output is scaled by 1 / (1 - p) for the others."""
 
     def forward(self, x):  # B x N x D
         if not self.training or self.p == 0:
@@ -208,13 +206,12 @@ class VisionTransformer(nn.Module):
         drop_path_rate: stochastic depth of the last block, in 0..1; grows linearly from 0 in the first.
         stem: "linear" (patches) or "conv" (ConvStem: patch_size is then how much the side shrinks).
         stem_depth: convolutions in each stage of a conv stem.
-        pool: what the head sees: "cls" (the normed CLS token), "mean" (the patch tokens' mean, then
-            the norm: timm's fc_norm) or "seq" (a weighted mean of the normed tokens, the weights
-            attended to by a learned query: arXiv:2104.05704, section 3.2; such a model has no CLS).
+        pool: what the head sees: "cls" (the normed CLS token), "mean" (the patch tokens' mean, then the norm: timm's
+            fc_norm) or "seq" (the normed tokens weighted by a learned query: arXiv:2104.05704, section 3.2; no CLS).
         head: "linear", or "mlp": linear, tanh, linear (the paper's head with a representation layer).
         norm_eps: epsilon of every LayerNorm.
 
-    Raises ValueError, with the numbers, where sizes do not fit each other.
+    Raises ValueError, with the numbers, if sizes do not fit each other.
     """
 
     def __init__(
@@ -243,9 +240,12 @@ class VisionTransformer(nn.Module):
         for name, (value, *known) in choices.items():
             if value not in known:
                 raise ValueError(f"{name} {value!r} is unknown; choose {' or '.join(known)}")
+        sizes = dict(img_size=img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim)
+        for name, size in dict(sizes, num_classes=num_classes, depth=depth, stem_depth=stem_depth).items():
+            if size < 1:
+                raise ValueError(f"{name} {size} is too small; choose 1 or more")
         self.img_size, self.in_chans, self.pool = img_size, in_chans, pool
 
-        sizes = dict(img_size=img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim)
         self.patch_embed = PatchEmbed(**sizes) if stem == "linear" else ConvStem(**sizes, stem_depth=stem_depth)
         self.grid_size = self.patch_embed.grid_size  # G
         self.has_cls = pool != "seq"
@@ -255,7 +255,7 @@ class VisionTransformer(nn.Module):
         shared |= dict(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate)
         rates = [drop_path_rate * i / max(1, depth - 1) for i in range(depth)]
         self.blocks = nn.ModuleList(Block(embed_dim, drop_path_rate=rate, **shared) for rate in rates)
-        # timm's names: the norm is called fc_norm where it comes after the pooling
+        # timm's names: the norm is called fc_norm if it comes after the pooling
         self.norm = nn.LayerNorm(embed_dim, eps=norm_eps) if pool != "mean" else nn.Identity()
         self.fc_norm = nn.LayerNorm(embed_dim, eps=norm_eps) if pool == "mean" else nn.Identity()
         self.seq_pool = nn.Linear(embed_dim, 1) if pool == "seq" else None
@@ -273,13 +273,13 @@ class VisionTransformer(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif isinstance(module, PatchEmbed):  # as strong as the positions
+            elif isinstance(module, PatchEmbed):  # patches about as large as the positions
                 nn.init.trunc_normal_(module.proj.weight, std=0.35 * module.proj.weight[0].numel() ** -0.5)
                 nn.init.zeros_(module.proj.bias)
             elif isinstance(module, ConvStem):
                 for conv in (layer for layer in module.stages if isinstance(layer, nn.Conv2d)):
                     nn.init.kaiming_normal_(conv.weight)
-        for block in self.blocks:  # which then begins as the identity
+        for block in self.blocks:  # each begins as the identity
             nn.init.zeros_(block.attn.proj.weight)
             nn.init.zeros_(block.mlp.fc2.weight)
         self.pos_embed[0, self.has_cls :] = 0.3 * sine_positions(self.grid_size, self.pos_embed.shape[-1])
@@ -289,11 +289,11 @@ class VisionTransformer(nn.Module):
     def forward(self, images, return_attention=False, return_hidden=False):
         """Logits B x C of images B x in_chans x img_size x img_size (normalised floats).
 
-        With return_attention also the attention B x L x H x N x N (before dropout; rows sum to 1).
-        With return_hidden also a dict name -> tensor: "patch_embed" (B x P x D) and, for each block
-        i from 0, "blocks.i.norm1", ".attn", ".norm2", ".mlp" and its output "blocks.i" (B x N x D), named
-        like the modules; with both, also "blocks.i.attention" (B x H x N x N), through which logits can
-        be differentiated. What is asked for comes as a tuple: (logits, attention, hidden).
+        return_attention: also the attention B x L x H x N x N (before dropout; rows sum to 1).
+        return_hidden: also a dict name -> tensor, named like the modules: "patch_embed" (B x P x D) and, for each
+            block i from 0, "blocks.i.norm1", ".attn", ".norm2", ".mlp" and its output "blocks.i" (B x N x D).
+        With both, the dict also has "blocks.i.attention" (B x H x N x N), through which logits can be differentiated.
+        If anything is asked for, the result is a tuple: (logits, attention, hidden).
         """
         x = self.patch_embed(images)  # B x P x D
         hidden = {"patch_embed": x}
@@ -338,7 +338,7 @@ def main():
         parser.add_argument(*spellings, dest=name, default=default, help=f"(default: {default})", **how)
     try:
         model = VisionTransformer(**vars(parser.parse_args())).eval()
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         parser.error(error)
     with torch.no_grad(), FlopCounterMode(display=False) as flops:
         model(torch.zeros(1, model.in_chans, model.img_size, model.img_size), return_attention=True)

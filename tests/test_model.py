@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import assert_refused, run
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model import Attention, Dropout, VisionTransformer, pick_device, sine_positions
@@ -150,6 +151,8 @@ def test_every_parameter_learns():
         (dict(pool="max"), ("max",)),
         (dict(head="big"), ("big",)),
         (dict(stem="soft"), ("soft",)),
+        (dict(depth=0), ("depth 0", "1 or more")),
+        (dict(num_classes=-1), ("num_classes -1", "1 or more")),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_with_the_numbers(args, words):
@@ -211,3 +214,29 @@ def test_parameters_and_flops():
     products = 2 * tokens * tokens * width
     by_hand = 2 * (6 * (linears + products) + 64 * 48 * width + width * 10)
     assert count_flops(model) == by_hand
+
+
+def test_the_script_prints_the_architecture_and_its_cost():
+    model = VisionTransformer(depth=2, num_heads=8)
+    done = run("model.py", "--n_layers", 2, "--n_attention_heads", 8)
+    assert done.returncode == 0, done.stderr
+    printed, cost = done.stdout.strip().split("\n\n")
+    assert printed == str(model.eval())
+    assert cost == f"{count_parameters(model):,} parameters, {count_flops(model) / 1e6:.1f} MFLOPs an image, forward"
+    assert run("model.py", "--depth", 2, "--num_heads", 8).stdout == done.stdout
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--mlp_ratio", -1], ["negative dimension"]),
+        (["--patch_size", 5], ["model.py: patch size 5", "image size 32"]),
+        (["--n_attention_heads", 3], ["3 heads", "width 128"]),
+        (["--n_layers", 0], ["depth 0", "1 or more"]),
+        (["--n_layers", "two"], ["--n_layers", "two"]),
+        (["--colour", "red"], ["--colour"]),
+        (["--dept", 2], ["--dept"]),  # no abbreviations
+    ],
+)
+def test_the_script_refuses_in_one_line(flags, words):
+    assert_refused(run("model.py", *flags), *words)
