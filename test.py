@@ -98,7 +98,7 @@ def test_split(found, config, folder):
         f"\ntest accuracy {result['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), loss {result['loss']:.4f}, "
         f"F1 macro {result['f1_macro']:.4f}, weighted {result['f1_weighted']:.4f}, {result['n']} images"
     )
-    print(figures.confusion_matrix(counts, found.classes, folder / "confusion_matrix.png"))
+    print(figures.plot_confusion_matrix(counts, found.classes, folder / "confusion_matrix.png"))
     report = make_report(
         name=folder.parent.name,
         dataset=config.dataset,
@@ -134,7 +134,7 @@ def test_one(found, image, name, picture, label=None):
         print(f"true class: {label}")
     title = f"{likeliest[0][0]} {likeliest[0][1]:.1%}" + (f" (true: {label})" if label is not None else "")
     square = images.square(image, found.model.img_size if label is not None else max(224, found.model.img_size))
-    figures.prediction(square, shown, title, picture, words=words)
+    figures.plot_prediction(square, shown, title, picture, label=words)
     print(picture)
     return {"image": str(name), "true": label, "top": [{"class": c, "probability": p} for c, p in likeliest]}
 

@@ -26,9 +26,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vitlab.attention import attribution
-from vitlab.attention.attribution import attention_gradients, grad_cam, gradient_rollout
-from vitlab.attention.faithfulness import area, attention_maps, blur, removal_curve
+from vitlab.attention.attribution import attention_gradients, attention_rollout, grad_cam, gradient_rollout
+from vitlab.attention.faithfulness import CURVE_KINDS, area, measure_faithfulness
 from vitlab.attention.maps import (
     attention_from,
     attention_to,
@@ -310,7 +309,7 @@ def rollout(view, subject):
     attention = subject.attention[:, heads or slice(None)]
     of_heads = f"\nheads {', '.join(map(str, heads))}" if heads else ""
     for layer in view.layers("first middle last"):
-        values = to_grid(weights @ attribution.rollout(attention[None, : layer + 1])[0])
+        values = to_grid(weights @ attention_rollout(attention[None, : layer + 1])[0])
         tiles.append((f"rollout, layers 0 to {layer}{of_heads}", overlay(subject.image, values, 160)))
     tiles += [None] * (-len(tiles) % 4)
     tiles += [(f"gradient rollout\n{words}", tile) for words, tile in class_maps(view, subject, gradient)]
@@ -338,7 +337,7 @@ def cls(view, subject):
     values = torch.stack([subject.weights @ subject.hidden[f"blocks.{layer}"] for layer in range(view.depth)])
     title = view.title(subject, f"values of {view.pooled} behind each layer")
     path = written[0].with_name(f"{written[0].stem}-values.png")
-    return [*written, figures.token_values(values, title, path)]
+    return [*written, figures.plot_token_values(values, title, path)]
 
 
 def tokens(view, subject):
@@ -437,7 +436,7 @@ def embeddings(view):
         scores["tsne"] = float(silhouette_score(points, labels))
     words = f"{view.name}: {view.pooled} of {len(labels)} test images, silhouette {scores['features']:.3f}"
     print(", ".join(f"silhouette of {name} {score:.4f}" for name, score in scores.items()))
-    path = figures.embeddings(panels, labels, view.found.classes, words, view.file("embeddings", ".png"))
+    path = figures.plot_embeddings(panels, labels, view.found.classes, words, view.file("embeddings", ".png"))
     numbers = {"silhouette": scores, "n": len(labels)}
     return [path, write_json(path.with_suffix(".json"), numbers)]
 
@@ -495,34 +494,15 @@ def training(view):
     return [canvas.save_gif(frames, view.file("training", ".gif"), frame_ms=view.frame_ms, hold=5)]
 
 
-KINDS = [(baseline, kind) for baseline in ("mean", "blur") for kind in ("deletion", "insertion")]
-
-
 def faithfulness(view):
     """Which of the maps deserve belief: insertion and deletion against random orders."""
     images, _ = view.test_images(low=2)
     amp = pick_amp(images.device, "auto")
-    generator = torch.Generator().manual_seed(0)
-    curves = {}  # (baseline, kind) -> name -> list of B x K
-    for batch in tqdm(images.split(50), leave=False, disable=None, unit="batch"):
-        targets = view.model(batch).argmax(-1).detach()
-        orders = {}
-        for name, values in attention_maps(view.model, batch, targets).items():
-            orders[name] = [values.flatten(1).argsort(dim=1, descending=True, stable=True)]
-        patches = orders[name][0].shape[1]
-        draws = torch.rand(10, len(batch), patches, generator=generator).argsort(dim=-1)
-        orders["random"] = list(draws.to(batch.device))
-        for baseline, kind in KINDS:
-            other = blur(batch) if baseline == "blur" else torch.zeros_like(batch)  # 0: the mean
-            start, end = (batch, other) if kind == "deletion" else (other, batch)
-            for name, several in orders.items():
-                with autocast(images.device, amp):
-                    found = [removal_curve(view.model, start, end, order, targets) for order in several]
-                curves.setdefault((baseline, kind), {}).setdefault(name, []).append(torch.stack(found).mean(0).cpu())
-    curves = {key: {name: torch.cat(parts) for name, parts in named.items()} for key, named in curves.items()}
+    batches = tqdm(images.split(50), leave=False, disable=None, unit="batch")
+    curves = measure_faithfulness(view.model, batches, autocast=lambda: autocast(images.device, amp))
 
     rows = []
-    for name in orders:
+    for name in curves[CURVE_KINDS[0]]:
         row = {"map": name}
         for key, named in curves.items():
             areas, floor = area(named[name]), area(named["random"])
@@ -532,9 +512,9 @@ def faithfulness(view):
                 cell["ci95"] = metrics.bootstrap_mean(areas - floor)
             row["_".join(key)] = cell
         rows.append(row)
-    lines = [f"{'map':<26}" + "".join(f"{' '.join(reversed(key)):>34}" for key in KINDS)]
+    lines = [f"{'map':<26}" + "".join(f"{' '.join(reversed(key)):>34}" for key in CURVE_KINDS)]
     for row in rows:
-        cells = [row["_".join(key)] for key in KINDS]
+        cells = [row["_".join(key)] for key in CURVE_KINDS]
         words = [
             f"{c['area']:.3f}"
             + (f" ({c['difference']:+.3f}; {c['ci95'][0]:+.3f} to {c['ci95'][1]:+.3f})" if "ci95" in c else "")
@@ -548,7 +528,7 @@ def faithfulness(view):
     title = f"{view.name}: probability of the predicted class, {len(images)} test images"
     report = {"name": view.name, "n": len(images), "rows": rows}
     report["curves"] = {"_".join(key): named for key, named in means.items()}
-    return [figures.faithfulness(means, title, path), write_json(path.with_suffix(".json"), report)]
+    return [figures.plot_faithfulness(means, title, path), write_json(path.with_suffix(".json"), report)]
 
 
 OF_BASELINES = ("gradcam", "training")  # what needs no attention

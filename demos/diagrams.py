@@ -114,7 +114,7 @@ class Drawing:
         self.text(0.3, y, "\n".join(lines), size=10.5, color="#444444", ha="left", va="bottom")
 
     def save(self, path):
-        return canvas.save(self.figure, path)
+        return canvas.save_figure(self.figure, path)
 
 
 # ----------------------------------------------------------------------------------- what is drawn

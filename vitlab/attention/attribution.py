@@ -3,13 +3,17 @@
 import torch
 from torch import nn
 
-from vitlab.attention.maps import pool_weights, read_out
+from model import VisionTransformer
+from vitlab.attention.maps import last_tokens, pool_weights, pooled_features
 
 
-def rollout(attention, *, residual=True):
-    """How much of each token's last state goes back to each patch, B x N x N, rows summing to 1: the
-    product over the blocks of the heads' mean, averaged with the identity, which stands for the
-    residual connection (Abnar & Zuidema, arXiv:2005.00928, section 3)."""
+def attention_rollout(attention: torch.Tensor, *, residual: bool = True) -> torch.Tensor:
+    """Attention rollout (Abnar and Zuidema, arXiv:2005.00928, section 3): how much of each token's last state
+    goes back to each input token, B x N x N; rows sum to 1.
+
+    The attention B x L x H x N x N is averaged over the heads and, for the residual connection, with the
+    identity (`residual`); then the blocks are multiplied.
+    """
     mixing = attention.mean(dim=2)  # B x L x N x N
     if residual:
         mixing = (mixing + torch.eye(mixing.shape[-1], device=mixing.device, dtype=mixing.dtype)) / 2
@@ -19,10 +23,15 @@ def rollout(attention, *, residual=True):
     return total
 
 
-def attention_gradients(model, images, targets=None):
-    """(attention, gradients, pooling): the first two B x L x H x N x N, the gradients those of each
-    image's logit for its class in `targets` (int64 B; the likeliest where None); pooling, B x N, is
-    (gradient * weight)+ of pool_weights, or, with pool "cls", 1 for CLS."""
+def attention_gradients(
+    model: VisionTransformer, images: torch.Tensor, targets: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Attention, its gradients, and the relevance of each token to what the head reads.
+
+    targets: a class for each image, int64 B (default: the predicted ones). Returns the attention and the
+    gradients of the targets' logits with respect to it, both B x L x H x N x N, and B x N: 1 for CLS (pool
+    "cls"), otherwise the positive part of gradient * weight, for the weights of pool_weights.
+    """
     with torch.enable_grad():
         logits, _, hidden = model(images, return_attention=True, return_hidden=True)
         maps = [hidden[f"blocks.{i}.attention"] for i in range(len(model.blocks))]
@@ -31,18 +40,20 @@ def attention_gradients(model, images, targets=None):
 
         weights = pool_weights(model, hidden).detach()
         if model.pool != "cls":
-            shares = weights.clone().requires_grad_()
-            logits = model.head(read_out(model, hidden[f"blocks.{len(model.blocks) - 1}"].detach(), shares))
-            (slope,) = torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), shares)
+            variable = weights.clone().requires_grad_()
+            logits = model.head(pooled_features(model, last_tokens(model, hidden).detach(), variable))
+            (slope,) = torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), variable)
             weights = (weights * slope).clamp_min(0)
     return torch.stack(maps, 1).detach(), torch.stack(gradients, 1), weights
 
 
-def gradient_rollout(attention, gradients, pooling):
-    """Relevance of each token for the class, B x N, of what attention_gradients returns: R, N x N,
-    starts as the identity, and each block adds the mean over the heads of (gradient * attention)+ times
-    R (Chefer et al., arXiv:2103.15679, equations 5 and 6); `pooling` weights its rows, as one more
-    attention."""
+def gradient_rollout(attention: torch.Tensor, gradients: torch.Tensor, pooling: torch.Tensor) -> torch.Tensor:
+    """The relevance of each token to the class, B x N, by the rule of Chefer et al. (arXiv:2103.15679,
+    equations 5 and 6), from what attention_gradients returns.
+
+    R, N x N, starts as the identity; each block adds to it the mean over the heads of the positive part of
+    gradient * attention, times R. At the end `pooling` weights the rows of R, like one more attention.
+    """
     relevance = torch.eye(attention.shape[-1], device=attention.device, dtype=attention.dtype)
     relevance = relevance.expand(len(attention), -1, -1)
     for weights in (gradients * attention).clamp_min(0).mean(dim=2).unbind(1):
@@ -50,15 +61,24 @@ def gradient_rollout(attention, gradients, pooling):
     return torch.einsum("bq,bqk->bk", pooling, relevance)
 
 
-def grad_cam(model, images, targets=None, *, layer=None, block=None, relu=True):
-    """Grad-CAM (Selvaraju et al., arXiv:1610.02391, section 3) by captum: B x h x w.
+def grad_cam(
+    model: nn.Module,
+    images: torch.Tensor,
+    targets: torch.Tensor | None = None,
+    *,
+    layer: nn.Module | None = None,
+    block: int | None = None,
+    relu: bool = True,
+) -> torch.Tensor:
+    """Grad-CAM (Selvaraju et al., arXiv:1610.02391, section 3), by captum: B x h x w.
 
-    layer: a module whose output is B x channels x h x w; without one, of a VisionTransformer, the
-        patch tokens on their grid: behind the first norm of a block, or, without that either, of the
-        last block, and of a model with pool "seq" those behind the last norm, which are pooled.
-    targets: classes, int64 B; the likeliest where None. relu: leave out what speaks against the class.
+    targets: a class for each image, int64 B (default: the predicted ones). relu: drop what speaks against it.
+    layer: a module whose output is B x channels x h x w, such as a CNN's last convolution. Without it the
+        model must be a VisionTransformer, whose patch tokens on their grid (h = w = G) are the feature map:
+        after norm1 of `block`; by default of the last block, or, with pool "seq", after the last norm, where
+        the patches are pooled.
     """
-    from captum.attr import LayerGradCam
+    from captum.attr import LayerGradCam  # takes seconds to import
 
     if targets is None:
         with torch.no_grad():
@@ -66,7 +86,7 @@ def grad_cam(model, images, targets=None, *, layer=None, block=None, relu=True):
     if layer is not None:
         return LayerGradCam(model, layer).attribute(images, targets, relu_attributions=relu).detach()[:, 0]
 
-    grid = nn.Identity()  # where captum finds the tokens as a feature map
+    grid = nn.Identity()  # captum reads the tokens here, as a feature map
     side = model.grid_size
 
     norm = model.blocks[-1 if block is None else block].norm1

@@ -1,12 +1,14 @@
-"""What a trained model looks at: tensors in, tensors out. Shapes as in model.py, with P patches, and G
-the side of their grid, P = G * G.
+"""What a Vision Transformer attends to: tensors in, tensors out.
 
-    logits, attention, hidden = model(images, return_attention=True, return_hidden=True)
-    seen = attention_from(attention, pool_weights(model, hidden))    # B x L x H x N: where CLS looks
-    maps = to_grid(seen[:, -1].mean(1))                              # B x G x G: last block, mean head
+    attention = look(model, images)                    # B images, in evaluation mode
+    cls = attention.from_pooled                        # B x L x H x N: where the CLS token looks
+    maps = to_grid(cls[:, -1].mean(1))                 # B x G x G: last block, mean of the heads
 
-"From" and "to" are about the token that the head reads: CLS, or, with another pooling, the tokens in
-the shares in which they are pooled (pool_weights).
+"From" and "to" refer to the token that the head reads. It is CLS, or, with another pooling, the weighted mean
+of the tokens, by the weights of pool_weights: the "pooled token".
+
+Shapes as in model.py: B images, L blocks, H heads, N tokens, D width, C classes; P patches on a grid of
+G x G = P places.
 """
 
 import math
@@ -19,12 +21,12 @@ from model import VisionTransformer
 
 @dataclass(frozen=True)
 class Look:
-    """What a model did with a batch of images: all that is drawn of its attention comes from here."""
+    """What a model computed for a batch of images. Everything drawn of its attention comes from here."""
 
     logits: torch.Tensor  # B x C
-    attention: torch.Tensor  # B x L x H x N x N, rows sum to 1
-    hidden: dict[str, torch.Tensor]  # of return_hidden, by name
-    weights: torch.Tensor  # B x N: pool_weights
+    attention: torch.Tensor  # B x L x H x N x N; rows sum to 1
+    hidden: dict[str, torch.Tensor]  # by name, see model.py's return_hidden
+    weights: torch.Tensor  # B x N, see pool_weights
 
     @property
     def from_pooled(self) -> torch.Tensor:
@@ -39,54 +41,63 @@ class Look:
 
 @torch.no_grad()
 def look(model: VisionTransformer, images: torch.Tensor) -> Look:
-    """Look into a model while it sees images B x in_chans x img_size x img_size."""
+    """Run a model on images B x in_chans x img_size x img_size and keep what happens inside."""
     logits, attention, hidden = model(images, return_attention=True, return_hidden=True)
     return Look(logits, attention, hidden, pool_weights(model, hidden))
 
 
-def pool_weights(model, hidden):
-    """The share of each token in what the head reads, B x N, rows summing to 1, of a model and what
-    return_hidden gave: 1 for CLS (pool "cls"), the same for each patch ("mean"), or the learned
-    pooling weights ("seq": arXiv:2104.05704, equation 3)."""
-    x = hidden[f"blocks.{len(model.blocks) - 1}"]  # B x N x D
+def last_tokens(model: VisionTransformer, hidden: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The output of the last block, B x N x D, among what return_hidden gave."""
+    return hidden[f"blocks.{len(model.blocks) - 1}"]
+
+
+def pool_weights(model: VisionTransformer, hidden: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The weight of each token in what the head reads, B x N, rows summing to 1.
+
+    hidden: what return_hidden gave. The weights are 1 for CLS and 0 for all others (pool "cls"), equal for all
+    patches ("mean"), or learned ("seq": Hassani et al., arXiv:2104.05704, equation 3).
+    """
+    tokens = last_tokens(model, hidden)
     if model.pool == "seq":
-        return model.seq_pool(model.norm(x)).softmax(dim=1).squeeze(-1)
-    weights = torch.zeros(x.shape[:2], dtype=x.dtype, device=x.device)
+        return model.seq_pool(model.norm(tokens)).softmax(dim=1).squeeze(-1)
+    weights = torch.zeros(tokens.shape[:2], dtype=tokens.dtype, device=tokens.device)
     if model.pool == "cls":
         weights[:, 0] = 1
     else:
-        weights[:, 1:] = 1 / (x.shape[1] - 1)
+        weights[:, 1:] = 1 / (tokens.shape[1] - 1)
     return weights
 
 
-def describe_pool(model):
-    """How titles call what pool_weights stands for."""
+def describe_pool(model: VisionTransformer) -> str:
+    """The name of the pooled token in titles."""
     return {"cls": "CLS", "mean": "the mean token", "seq": "the pooled token"}[model.pool]
 
 
-def attention_from(attention, weights):
-    """How much the pooled token attends to each token: B x L x H x N of attention B x L x H x N x N
-    and pool_weights B x N; rows sum to 1."""
-    return torch.einsum("bq,blhqk->blhk", weights, attention)
+def attention_from(attention: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """How much the pooled token attends to each token, B x ... x N; rows sum to 1.
+
+    attention: B x ... x N x N, also of attention_rollout. weights: B x N, see pool_weights.
+    """
+    return torch.einsum("bq,b...qk->b...k", weights, attention)
 
 
-def attention_to(attention, weights):
-    """How much each token attends to the pooled one: B x L x H x N."""
-    return torch.einsum("blhqk,bk->blhq", attention, weights)
+def attention_to(attention: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """How much each token attends to the pooled one, B x ... x N; arguments as in attention_from."""
+    return torch.einsum("b...qk,bk->b...q", attention, weights)
 
 
-def to_grid(tokens):
-    """Values ... x N at the places of the patches: ... x G x G. The CLS token's own, where there is
-    one (N is then no square), is left out."""
+def to_grid(tokens: torch.Tensor) -> torch.Tensor:
+    """Put token values ... x N at the places of their patches: ... x G x G. The value of a CLS token is left
+    out (there is one if N is not a square number)."""
     side = math.isqrt(tokens.shape[-1])
     patches = tokens if side**2 == tokens.shape[-1] else tokens[..., 1:]
     return patches.reshape(*tokens.shape[:-1], side, side)
 
 
-def token_attention(attention, patch):
-    """Where one patch looks, by its place (row * G + column): B x L x H x N.
+def token_attention(attention: torch.Tensor, patch: int) -> torch.Tensor:
+    """Where one patch looks: its row of the attention ... x N x N, as ... x N.
 
-    Raises IndexError where there is no such patch.
+    patch: its place, row * G + column. Raises IndexError if there is no such patch.
     """
     tokens = attention.shape[-1]
     side = math.isqrt(tokens)
@@ -95,13 +106,13 @@ def token_attention(attention, patch):
     return attention[..., tokens - side**2 + patch, :]
 
 
-def read_out(model, tokens, weights):
-    """What the head reads, B x D: the last block's tokens B x N x D in those shares, B x N, normed."""
+def pooled_features(model: VisionTransformer, tokens: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """What the head reads, B x D, of the last block's output B x N x D, pooled by weights B x N and normed."""
     return model.fc_norm((weights[..., None] * model.norm(tokens)).sum(dim=1))
 
 
 @torch.no_grad()
-def features(model, images):
+def features(model: VisionTransformer, images: torch.Tensor) -> torch.Tensor:
     """What the head reads of the images, B x D."""
     _, hidden = model(images, return_hidden=True)
-    return read_out(model, hidden[f"blocks.{len(model.blocks) - 1}"], pool_weights(model, hidden))
+    return pooled_features(model, last_tokens(model, hidden), pool_weights(model, hidden))

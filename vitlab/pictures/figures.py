@@ -1,52 +1,77 @@
-"""Numbers and maps -> figures and GIFs. What takes a path writes that one file and returns it."""
+"""Numbers and maps -> figures. Each plot_* function writes one PNG to `path` and returns the path."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 from PIL import Image
 
-from vitlab.pictures.canvas import COLOURS, save, style
+from vitlab.pictures.canvas import COLOURS, save_figure, style
+
+MANY_CLASSES = 20  # with more, names are written smaller and there is no legend
 
 
-def curve(history, what, path, *, test=None, best_epoch=None, soft_labels=False):
-    """Training and validation `what` ("loss" or "accuracy") over the epochs; `test` is one marked
-    point at the epoch whose weights were tested. `soft_labels` (smoothed or mixed ones, against which
-    the other splits' loss cannot be compared) is said in the legend."""
+def metric_values(history: Sequence[Mapping], split: str, metric: str) -> np.ndarray:
+    """One value per epoch, NaN if there is none: the column "train_loss", say, of the rows of metrics.csv."""
+    return np.array([row[f"{split}_{metric}"] for row in history], dtype=float)  # None becomes NaN
+
+
+def label_axes(axes: Axes, metric: str) -> None:
+    """Epochs against "loss" or "accuracy"."""
+    axes.set(xlabel="epoch", ylabel="cross-entropy loss" if metric == "loss" else "accuracy")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+
+
+def plot_curve(
+    history: Sequence[Mapping],
+    metric: str,
+    path: str | Path,
+    *,
+    test: float | None = None,
+    best_epoch: int | None = None,
+    soft_labels: bool = False,
+) -> str | Path:
+    """Training and validation "loss" or "accuracy" over the epochs.
+
+    test: one marked point, at `best_epoch`, whose weights were tested. soft_labels: the legend says that the
+    training loss is against smoothed or mixed labels, and cannot be compared with the other splits' loss.
+    """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
     epochs = [row["epoch"] for row in history]
     marker = "o" if len(epochs) < 3 else None
     train = "train (running, augmented, soft labels)" if soft_labels else "train (running, augmented)"
-    for split, words in (("train", train), ("val", "validation")):
-        values = [row[f"{split}_{what}"] for row in history]
-        if any(value is not None for value in values):
-            axes.plot(epochs, [np.nan if value is None else value for value in values], label=words, marker=marker)
+    for split, label in (("train", train), ("val", "validation")):
+        values = metric_values(history, split, metric)
+        if not np.isnan(values).all():
+            axes.plot(epochs, values, label=label, marker=marker)
     if test is not None:
         axes.plot([best_epoch], [test], "*", color="black", markersize=12, label=f"test, once: {test:.4f}")
-    axes.set(xlabel="epoch", ylabel="cross-entropy loss" if what == "loss" else "accuracy")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.grid(alpha=0.3)
+    label_axes(axes, metric)
     axes.legend()
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
-def training_frames(history, *, title, most=40):
-    """The curves of loss and accuracy as they grow, PIL images: one an epoch, at most `most`."""
+def training_frames(history: Sequence[Mapping], *, title: str, most: int = 40) -> list[Image.Image]:
+    """Frames of a GIF: the curves of loss and accuracy as they grow, one per epoch, at most `most`."""
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     canvas = FigureCanvasAgg(figure)
     epochs = [row["epoch"] for row in history]
     lines, panels = [], figure.subplots(1, 2)
-    for axes, what in zip(panels, ("loss", "accuracy")):
-        for split, words, colour in (("train", "train (running)", COLOURS[0]), ("val", "validation", COLOURS[3])):
-            values = [np.nan if row[f"{split}_{what}"] is None else row[f"{split}_{what}"] for row in history]
+    for axes, metric in zip(panels, ("loss", "accuracy")):
+        for split, label, colour in (("train", "train (running)", COLOURS[0]), ("val", "validation", COLOURS[3])):
+            values = metric_values(history, split, metric)
             if not np.isnan(values).all():
-                lines.append((*axes.plot(epochs, values, label=words, color=colour, marker="."), values))
-        axes.set(xlabel="epoch", ylabel="cross-entropy loss" if what == "loss" else what)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.legend(loc="upper right" if what == "loss" else "lower right", fontsize=8)
+                lines.append((*axes.plot(epochs, values, label=label, color=colour, marker="."), values))
+        label_axes(axes, metric)
+        axes.legend(loc="upper right" if metric == "loss" else "lower right", fontsize=8)
     heading = figure.suptitle(f"{title}: epoch {epochs[-1]}", fontsize=10)
-    canvas.draw()  # with every value: the axes stay as they then are
+    canvas.draw()  # with every value, so that the axes fit all of them; from here on they stay as they are
     figure.set_layout_engine("none")
     for axes in panels:
         axes.autoscale(False)
@@ -61,46 +86,34 @@ def training_frames(history, *, title, most=40):
     return frames
 
 
-def confusion_matrix(counts, classes, path, title=""):
-    """A confusion matrix (rows true, columns predicted) as shares of the row; counts are written in
-    where there is room."""
+def plot_confusion_matrix(counts: ArrayLike, classes: Sequence[str], path: str | Path, title: str = "") -> str | Path:
+    """A confusion matrix C x C (rows true, columns predicted), coloured by the share of the row. Counts are
+    written into the cells if there are few classes."""
     counts = np.asarray(counts)
     shares = counts / counts.sum(axis=1, keepdims=True).clip(1)
-    few = len(classes) <= 20
+    many = len(classes) > MANY_CLASSES
     side = max(5.0, min(0.6 * len(classes), 16.0)) + 1
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     axes = figure.add_subplot()
-    drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="true")
-    size = 9 if few else 5
-    axes.set_xticks(
-        range(len(classes)),
-        classes,
-        rotation=90 if len(classes) > 20 else 45,
-        fontsize=size,
-        ha="center" if len(classes) > 20 else "right",
-        rotation_mode=None if not few else "anchor",
-    )
-    axes.set_yticks(range(len(classes)), classes, fontsize=size)
-    if few:
-        for i, j in np.ndindex(*counts.shape):
-            axes.text(
-                j,
-                i,
-                counts[i, j],
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="white" if shares[i, j] > 0.5 else "black",
-            )
-    figure.colorbar(drawn, ax=axes, label="share of the true class", shrink=0.8)
+    ticks, fontsize = range(len(classes)), 5 if many else 9
+    slant = {"rotation": 90, "ha": "center"} if many else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(ticks, classes, fontsize=fontsize, **slant)
+    axes.set_yticks(ticks, classes, fontsize=fontsize)
+    if not many:
+        for (row, column), count in np.ndenumerate(counts):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, count, ha="center", va="center", fontsize=8, color=colour)
+    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
     axes.set_title(title, fontsize=11)
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
-def prediction(image, values, title, path, *, words):
-    """A PIL image, and beside it the same image under a map G x G called `words`; alone where the map
-    is None."""
+def plot_prediction(
+    image: Image.Image, values: ArrayLike | None, title: str, path: str | Path, *, label: str
+) -> str | Path:
+    """A PIL image, and next to it the image under a map G x G, which is called `label`; None draws no map."""
     panels = 1 if values is None else 2
     figure = Figure(figsize=(3.5 * panels, 3.9), layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
@@ -113,67 +126,71 @@ def prediction(image, values, title, path, *, words):
         values = np.asarray(values, dtype=np.float64)
         most = values.max() or 1.0
         shades = Image.fromarray((values / most).astype(np.float32)).resize(image.size, Image.Resampling.NEAREST)
-        shades = np.asarray(shades) * most
-        drawn = axes[1].imshow(shades, cmap="inferno", alpha=0.65, interpolation="nearest", vmin=0)
-        axes[1].set_title(words)
-        label = "evidence for the class" if words == "Grad-CAM" else "share of attention"
-        figure.colorbar(drawn, ax=axes[1], shrink=0.8, label=label)
+        drawn = axes[1].imshow(np.asarray(shades) * most, cmap="inferno", alpha=0.65, interpolation="nearest", vmin=0)
+        axes[1].set_title(label)
+        unit = "evidence for the class" if label == "Grad-CAM" else "share of attention"
+        figure.colorbar(drawn, ax=axes[1], shrink=0.8, label=unit)
     figure.suptitle(title)
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
-def scatter(axes, points, labels, classes):
-    """Points n x 2 coloured by class: a legend where there are few classes, else names at their middles."""
-    few, size = len(classes) <= 20, np.clip(8000 / len(points), 6, 30)
+def scatter(axes: Axes, points: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> None:
+    """Points n x 2 coloured by class. A legend names few classes; the names of many stand at their medians."""
+    many = len(classes) > MANY_CLASSES
+    size = np.clip(8000 / len(points), 6, 30)
     for i, name in enumerate(classes):
-        mine = points[labels == i]
-        if not len(mine):
+        of_class = points[labels == i]
+        if not len(of_class):
             continue
-        axes.scatter(*mine.T, s=size, alpha=0.6, linewidths=0, label=name, **style(i))
-        if not few:
-            axes.text(*np.median(mine, axis=0), name, fontsize=6, ha="center")
+        axes.scatter(*of_class.T, s=size, alpha=0.6, linewidths=0, label=name, **style(i))
+        if many:
+            axes.text(*np.median(of_class, axis=0), name, fontsize=6, ha="center")
     axes.set(xticks=[], yticks=[])
-    if few:
+    if not many:
         axes.legend(markerscale=2, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 
 
-def embeddings(panels, labels, classes, title, path):
-    """Two-dimensional views of the same points, side by side: panels is [(words, n x 2), ...]."""
+def plot_embeddings(
+    panels: Sequence[tuple[str, np.ndarray]], labels: np.ndarray, classes: Sequence[str], title: str, path: str | Path
+) -> str | Path:
+    """Two-dimensional views of the same points, side by side: pairs of a heading and points n x 2."""
     figure = Figure(figsize=(5.2 * len(panels) + 1.2, 4.8), layout="constrained")
-    for axes, (words, points) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (heading, points) in zip(all_axes, panels):
         scatter(axes, points, labels, classes)
-        axes.set_title(words, fontsize=10)
-        if axes.get_legend() and points is not panels[-1][1]:
+        axes.set_title(heading, fontsize=10)
+        if axes.get_legend() and axes is not all_axes[-1]:
             axes.get_legend().remove()
     figure.suptitle(title, fontsize=11)
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
-def token_values(values, title, path):
-    """A token's values behind each block, layers x width, as colours (orange below 0, purple above)."""
+def plot_token_values(values: ArrayLike, title: str, path: str | Path) -> str | Path:
+    """A token's values L x D after each block, as colours (orange below 0, purple above)."""
     values = np.asarray(values)
     figure = Figure(figsize=(8, 1.2 + 0.28 * len(values)), layout="constrained")
     axes = figure.add_subplot()
     most = np.abs(values).max()
-    drawn = axes.imshow(values, cmap="PuOr", vmin=-most, vmax=most, aspect="auto", interpolation="nearest")
+    image = axes.imshow(values, cmap="PuOr", vmin=-most, vmax=most, aspect="auto", interpolation="nearest")
     axes.set(xlabel="dimension", ylabel="layer", yticks=range(len(values)))
     axes.set_title(title, fontsize=10)
-    figure.colorbar(drawn, ax=axes, label="value")
-    return save(figure, path)
+    figure.colorbar(image, ax=axes, label="value")
+    return save_figure(figure, path)
 
 
-def faithfulness(curves, title, path):
-    """Insertion and deletion curves, means over the images: curves is a dict (baseline, kind) -> dict
-    name -> values."""
+def plot_faithfulness(
+    curves: Mapping[tuple[str, str], Mapping[str, Sequence[float]]], title: str, path: str | Path
+) -> str | Path:
+    """Deletion and insertion curves, means over the images: (baseline, kind) -> name of the map -> values."""
     figure = Figure(figsize=(9, 6.4), layout="constrained")
     panels = figure.subplots(2, len(curves) // 2, squeeze=False).flat
-    for axes, ((baseline, kind), named) in zip(panels, curves.items()):
-        for i, (name, values) in enumerate(named.items()):
-            look = dict(color="black", linestyle="--") if name == "random" else dict(color=COLOURS[i])
-            axes.plot(np.linspace(0, 100, len(values)), values, label=name, **look)
+    for axes, ((baseline, kind), by_map) in zip(panels, curves.items()):
+        for i, (name, values) in enumerate(by_map.items()):
+            line = {"color": "black", "linestyle": "--"} if name == "random" else {"color": COLOURS[i]}
+            axes.plot(np.linspace(0, 100, len(values)), values, label=name, **line)
         axes.set(xlabel=f"patches {'removed' if kind == 'deletion' else 'shown'}, %", ylabel="probability", ylim=(0, 1))
         axes.set_title(f"{kind}, {baseline}: {'lower' if kind == 'deletion' else 'higher'} is better", fontsize=10)
         axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.suptitle(title, fontsize=11)
-    return save(figure, path)
+    return save_figure(figure, path)

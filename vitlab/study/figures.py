@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 
 from vitlab.attention.attribution import grad_cam
-from vitlab.attention.maps import attention_from, describe_pool, pool_weights, to_grid
+from vitlab.attention.maps import describe_pool, look, to_grid
 from vitlab.catalog import TITLES, describe
 from vitlab.checkpoint import load_checkpoint
 from vitlab.config import TrainConfig
@@ -17,7 +17,7 @@ from vitlab.datasets.splits import load_data
 from vitlab.evaluation import metrics
 from vitlab.models.registry import cam_layer
 from vitlab.pictures import canvas, figures
-from vitlab.pictures.canvas import COLOURS, save, style
+from vitlab.pictures.canvas import COLOURS, save_figure, style
 from vitlab.pictures.tiles import SCALE, enlarge, overlay, sheet
 from vitlab.study import tables
 from vitlab.study.findings import judged
@@ -60,7 +60,7 @@ def comparison(rows, path):
     figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)), fontsize=9, frameon=False)
     if any(tests for _, _, tests in rows):
         panels[1, -1].annotate("stars: test, read once", (0.98, 0.03), xycoords="axes fraction", ha="right", fontsize=9)
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def accuracy_by(series, xlabel, ylabel, path):
@@ -86,7 +86,7 @@ def accuracy_by(series, xlabel, ylabel, path):
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=9)
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def differences(rows, words, path):
@@ -108,7 +108,7 @@ def differences(rows, words, path):
     over = "images and seeds" if any(found["vs"]["seeds"] > 1 for found in rows) else "images; one seed"
     axes.set_xlabel(f"difference in {words}, points\n95 % interval over {over}; p by McNemar's test")
     axes.grid(alpha=0.3, axis="x")
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def best_row(lines, model):
@@ -149,7 +149,9 @@ def draw_all(study, cells, lines):
             name = {"vit": "vision_transformer", "simple_cnn": "cnn"}.get(model, model)
             seeds = f"{len(predictions)} seed{'s' * (len(predictions) > 1)}"
             title = f"{found['title']}: {'validation' if study.no_test else 'test'} images, {seeds}"
-            written.append(figures.confusion_matrix(counts, classes, folder / f"confusion_matrix_{name}.png", title))
+            written.append(
+                figures.plot_confusion_matrix(counts, classes, folder / f"confusion_matrix_{name}.png", title)
+            )
 
     plain = [found for found in plain if found["accuracy"]]
     words = "validation accuracy" if study.no_test else "test accuracy"
@@ -197,9 +199,7 @@ def attention_figures(study, by_name, best):
         maps = grad_cam(one.model, images, guesses, layer=cam_layer(model, one.model))
         evidence.append((TITLES[model], [one.classes[i] for i in guesses], maps))
         if model == "vit":
-            with torch.no_grad():
-                _, seen, hidden = one.model(images, return_attention=True, return_hidden=True)
-                seen = attention_from(seen, pool_weights(one.model, hidden)).mean(2)  # B x L x N
+            seen = look(one.model, images).from_pooled.mean(2)  # B x L x N
             depth = seen.shape[1]
             for layer in sorted({0, depth // 2, depth - 1}):
                 attention.append((f"layer {layer} of 0 to {depth - 1}", to_grid(seen[:, layer])))

@@ -222,7 +222,7 @@ def fit(model, sets, config):
         )
         for what in ("loss", "accuracy"):
             path = outputs / f"graph_{what}.png"
-            figures.curve(
+            figures.plot_curve(
                 progress.history,
                 what,
                 path,

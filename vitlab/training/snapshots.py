@@ -133,5 +133,5 @@ class Snapshots:
         points = pca.fit_transform(read)
         words = f"PCA of this epoch, {pca.explained_variance_ratio_.sum():.0%} of the variance"
         labels = labels.cpu().numpy()
-        figures.embeddings([(words, points)], labels, self.classes, f"{title}: {self.pooled} by class", path)
+        figures.plot_embeddings([(words, points)], labels, self.classes, f"{title}: {self.pooled} by class", path)
         return read

@@ -1,4 +1,6 @@
-"""explain.py: hand-computed cases, and second implementations."""
+"""vitlab/attention: cases computed by hand, and second implementations."""
+
+import contextlib
 
 import numpy as np
 import pytest
@@ -6,9 +8,16 @@ import torch
 from torch import nn
 
 from model import VisionTransformer
-from vitlab.attention.attribution import attention_gradients, grad_cam, gradient_rollout, rollout
-from vitlab.attention.faithfulness import area, attention_maps, blur, removal_curve
-from vitlab.attention.maps import attention_from, attention_to, features, pool_weights, to_grid, token_attention
+from vitlab.attention.attribution import attention_gradients, attention_rollout, grad_cam, gradient_rollout
+from vitlab.attention.faithfulness import (
+    CURVE_KINDS,
+    area,
+    attention_maps,
+    blur,
+    measure_faithfulness,
+    removal_curve,
+)
+from vitlab.attention.maps import attention_from, attention_to, features, look, pool_weights, to_grid, token_attention
 from vitlab.evaluation.metrics import bootstrap_mean
 
 
@@ -20,11 +29,6 @@ def small(seed=0, **args):
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return model, torch.randn(4, 3, 16, 16)
-
-
-def look(model, images):
-    with torch.no_grad():
-        return model(images, return_attention=True, return_hidden=True)
 
 
 def test_from_and_to_by_hand():
@@ -42,7 +46,7 @@ def test_the_grid_leaves_cls_out():
     assert to_grid(torch.arange(4.0)).tolist() == [[0, 1], [2, 3]]
 
 
-def test_a_patch_is_found_behind_cls():
+def test_patches_come_after_cls():
     for tokens, offset in ((17, 1), (16, 0)):
         attention = torch.rand(2, 3, 4, tokens, tokens)
         assert torch.equal(token_attention(attention, 5), attention[..., 5 + offset, :])
@@ -53,25 +57,24 @@ def test_a_patch_is_found_behind_cls():
 @pytest.mark.parametrize("pool", ["cls", "mean", "seq"])
 def test_pool_weights_are_how_the_head_reads(pool):
     model, images = small(pool=pool)
-    logits, _, hidden = look(model, images)
-    weights = pool_weights(model, hidden)
-    torch.testing.assert_close(weights.sum(1), torch.ones(4))
-    assert len(weights[0].unique()) == {"cls": 2, "mean": 2, "seq": 16}[pool]
-    torch.testing.assert_close(model.head(features(model, images)), logits)
+    inside = look(model, images)
+    torch.testing.assert_close(inside.weights.sum(1), torch.ones(4))
+    assert len(inside.weights[0].unique()) == {"cls": 2, "mean": 2, "seq": 16}[pool]
+    torch.testing.assert_close(model.head(features(model, images)), inside.logits)
 
 
 def test_rollout_is_the_papers_product():
     model, images = small()
-    _, attention, _ = look(model, images)
-    found = rollout(attention)
-    torch.testing.assert_close(found.sum(-1), torch.ones(4, 17))
+    attention = look(model, images).attention
+    total_attention = attention_rollout(attention)
+    torch.testing.assert_close(total_attention.sum(-1), torch.ones(4, 17))
     for image, maps in enumerate(attention.numpy().astype(np.float64)):
         total = np.eye(17)
         for layer in maps:
             mixing = layer.mean(axis=0) + np.eye(17)
             total = (mixing / mixing.sum(axis=1, keepdims=True)) @ total
-        np.testing.assert_allclose(found[image], total, atol=1e-6)
-    plain = rollout(attention, residual=False)
+        np.testing.assert_allclose(total_attention[image], total, atol=1e-6)
+    plain = attention_rollout(attention, residual=False)
     torch.testing.assert_close(plain[0], attention[0, 2].mean(0) @ attention[0, 1].mean(0) @ attention[0, 0].mean(0))
 
 
@@ -94,13 +97,13 @@ def test_gradient_rollout_is_that_of_hooks_on_timms_model():
         relevance = torch.eye(17)
         for weights, gradient in zip(maps, gradients):
             relevance = relevance + (weights[image] * gradient[image]).clamp(min=0).mean(0).detach() @ relevance
-        found = gradient_rollout(*attention_gradients(model, images, targets))[image]
-        torch.testing.assert_close(found, relevance[0], atol=1e-6, rtol=1e-4)
+        ours = gradient_rollout(*attention_gradients(model, images, targets))[image]
+        torch.testing.assert_close(ours, relevance[0], atol=1e-6, rtol=1e-4)
 
 
 def test_without_cls_gradient_rollout_starts_from_each_tokens_share_of_the_logit():
     model, images = small(pool="seq")
-    _, _, hidden = look(model, images)
+    hidden = look(model, images).hidden
     targets = torch.tensor([0, 9, 2, 2])
     *_, pooling = attention_gradients(model, images, targets)
     share = (model.norm(hidden["blocks.2"]) * model.head.weight[targets][:, None]).sum(-1)
@@ -114,9 +117,9 @@ def test_grad_cam_of_a_convolution_is_its_class_activation_map():
     head = nn.Linear(6, 5)
     model = nn.Sequential(convolution, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
     images, targets = torch.randn(2, 3, 12, 12), torch.tensor([4, 0])
-    found = grad_cam(model, images, targets, layer=convolution)
+    cam = grad_cam(model, images, targets, layer=convolution)
     expected = torch.einsum("bc,bchw->bhw", head.weight[targets], convolution(images)) / 100
-    torch.testing.assert_close(found, expected.clamp_min(0).detach(), atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(cam, expected.clamp_min(0).detach(), atol=1e-6, rtol=1e-4)
     likeliest = grad_cam(model, images, layer=convolution, relu=False)
     assert torch.equal(likeliest, grad_cam(model, images, model(images).argmax(1), layer=convolution, relu=False))
 
@@ -137,8 +140,8 @@ def test_grad_cam_of_tokens(pool, block, name):
         (gradient,) = torch.autograd.grad(model.head(pooled).gather(1, targets[:, None]).sum(), tokens)
     gradient, tokens = gradient[:, -16:], tokens[:, -16:]
     expected = (tokens * gradient.mean(1, keepdim=True)).sum(-1).clamp_min(0)
-    found = grad_cam(model, images, targets, block=block)
-    torch.testing.assert_close(found.flatten(1), expected.detach(), atol=1e-6, rtol=1e-3)
+    cam = grad_cam(model, images, targets, block=block)
+    torch.testing.assert_close(cam.flatten(1), expected.detach(), atol=1e-6, rtol=1e-3)
     assert torch.equal(model(images), logits)  # nothing is left behind on the model
 
 
@@ -166,11 +169,53 @@ def test_removal_curve_drops_where_the_patch_goes():
 
 def test_attention_maps_compares_all_of_them_for_the_same_class():
     model, images = small(pool="seq")
-    found = attention_maps(model, images, torch.tensor([1, 1, 1, 1]))
-    assert len(found) == 5 and all(values.shape == (4, 4, 4) for values in found.values())
+    one = attention_maps(model, images, torch.tensor([1, 1, 1, 1]))
+    assert len(one) == 5 and all(values.shape == (4, 4, 4) for values in one.values())
     other = attention_maps(model, images, torch.tensor([2, 2, 2, 2]))
-    for name in found:  # gradients are of a class, attention is not
-        assert torch.equal(found[name], other[name]) != (name in ("gradient rollout", "Grad-CAM")), name
+    for name in one:  # gradients depend on the class, attention does not
+        assert torch.equal(one[name], other[name]) != (name in ("gradient rollout", "Grad-CAM")), name
+
+
+@pytest.mark.parametrize("pool", ["cls", "seq"])
+def test_look_is_the_models_own_forward_pass(pool):
+    model, images = small(pool=pool)
+    inside = look(model, images)
+    logits, attention, hidden = model(images, return_attention=True, return_hidden=True)
+    assert torch.equal(inside.logits, logits) and torch.equal(inside.attention, attention)
+    assert inside.hidden.keys() == hidden.keys() and not inside.logits.requires_grad
+    weights = pool_weights(model, hidden)
+    for i, j in ((0, 0), (2, 3)):
+        expected = (weights[:, :, None] * attention[:, i, j]).sum(1)
+        torch.testing.assert_close(inside.from_pooled[:, i, j], expected)
+        expected = (attention[:, i, j] * weights[:, None]).sum(2)
+        torch.testing.assert_close(inside.to_pooled[:, i, j], expected)
+    rolled = attention_rollout(inside.attention)
+    torch.testing.assert_close(attention_from(rolled, weights), (weights[:, None] @ rolled).squeeze(1))
+
+
+def test_faithfulness_is_measured_batch_by_batch():
+    model, images = small()
+    calls = []
+
+    @contextlib.contextmanager
+    def counted():
+        calls.append(1)
+        yield
+
+    curves = measure_faithfulness(model, images.split(3), random_orders=2, autocast=counted)
+    assert list(curves) == CURVE_KINDS and len(calls) == 2 * 4 * 6  # batches, kinds, maps and random
+    targets = model(images).argmax(-1)
+    maps = attention_maps(model, images, targets)
+    order = maps["rollout"].flatten(1).argsort(dim=1, descending=True, stable=True)
+    blurred = blur(images)
+    insertion = removal_curve(model, blurred, images, order, targets)
+    torch.testing.assert_close(curves["blur", "insertion"]["rollout"], insertion)
+    deletion = removal_curve(model, images, torch.zeros_like(images), order, targets)
+    torch.testing.assert_close(curves["mean", "deletion"]["rollout"], deletion)
+    draws = torch.Generator().manual_seed(0)
+    orders = [torch.rand(2, n, 16, generator=draws).argsort(dim=-1) for n in (3, 1)]
+    random = [removal_curve(model, images, blurred, torch.cat([one[i] for one in orders]), targets) for i in (0, 1)]
+    torch.testing.assert_close(curves["blur", "deletion"]["random"], sum(random) / 2)
 
 
 def test_blur_keeps_the_mean_and_loses_the_detail():
