@@ -4,11 +4,8 @@ python download.py cifar10                  # into ./data
 python download.py cifar100 --data_path DIR
 """
 
-from pathlib import Path
-
 from vitlab.cli import Parser, UserError, run_cli
 from vitlab.config import TrainConfig
-from vitlab.datasets.cifar import _cifar_class, download_cifar
 
 
 def main():
@@ -18,8 +15,10 @@ def main():
     args = parser.parse_args()
     if args.name not in ("cifar10", "cifar100"):
         raise UserError(f"dataset {args.name!r} cannot be downloaded; choose cifar10 or cifar100")
-    download_cifar(args.name, args.data_path)
-    print(f"{args.name}: complete, in {Path(args.data_path) / _cifar_class(args.name).base_folder}")
+
+    from vitlab.datasets.cifar import download_cifar  # after the flags: torch takes seconds to import
+
+    print(f"{args.name}: complete, in {download_cifar(args.name, args.data_path)}")
 
 
 if __name__ == "__main__":

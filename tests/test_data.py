@@ -1,24 +1,31 @@
 """Real digits, real CIFAR, real image files."""
 
+import collections
 import functools
 import http.server
+import os
+import shutil
+import subprocess
+import sys
 import tarfile
 import threading
 
 import numpy as np
 import pytest
 import torch
-from conftest import assert_refused, run
+from conftest import ROOT, assert_refused, run
 from PIL import Image
 from torchvision import datasets
+from torchvision.datasets import utils
+from torchvision.transforms.v2 import functional as TF
 
 from vitlab.cli import UserError
 from vitlab.config import TrainConfig
-from vitlab.datasets import images
-from vitlab.datasets.batches import as_channels
-from vitlab.datasets.cifar import _md5, download_cifar, read_cifar
-from vitlab.datasets.images import normalise, open_image
+from vitlab.datasets.augment import crop_and_flip, grey
+from vitlab.datasets.cifar import download_cifar, read_cifar
+from vitlab.datasets.images import as_channels, normalise, open_image, resize, square, to_pixels
 from vitlab.datasets.splits import load_data
+from vitlab.datasets.splits import test_image as official_image
 
 
 def raw(batches):
@@ -124,7 +131,59 @@ def test_images_are_resized_and_converted_in_the_batch():
     assert abs(ours - np.stack([np.asarray(image) for image in luma])).max() <= 1
 
 
-# ---------------------------------------------------------------------------------------- download
+def test_a_device_may_be_given_and_only_splits_asked_for_are_made():
+    sets = load_data(TrainConfig.create(dataset="digits", device="cuda:99"), ("val",), device=torch.device("cpu"))
+    assert sets.train is None and sets.test is None
+    assert torch.equal(sets.val.images, load_data(TrainConfig.create(dataset="digits")).val.images)
+
+
+# ------------------------------------------------------- the same pixels, bit for bit, as torchvision
+
+
+@pytest.fixture(scope="module", params=["random", "cifar"])
+def photographs(request):
+    """uint8 n x 3 x 32 x 32."""
+    if request.param == "random":
+        return torch.randint(256, (64, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return read_cifar("cifar10", request.getfixturevalue("cifar_root"), train=False)[0][:256]
+
+
+@pytest.mark.parametrize("in_chans", [1, 3])
+@pytest.mark.parametrize("n", [1, 7, None])
+def test_resize_and_normalise_are_torchvisions(photographs, n, in_chans):
+    pixels = as_channels(photographs[:n], in_chans)
+    mean, std = in_chans * (0.4914,), in_chans * (0.2470,)
+    for side in (32, 13):
+        images = pixels[..., :side, :side].float() / 255
+        for batch in (images, crop_and_flip(images, torch.Generator().manual_seed(0))):  # two memory layouts
+            assert torch.equal(normalise(batch, mean, std), TF.normalize(batch, mean, std))
+            for size in (1, 5, 8, 13, 16, 24, 32, 48, 96):
+                assert torch.equal(resize(batch, size), TF.resize(batch, [size, size], antialias=True))
+
+
+@pytest.mark.parametrize("in_chans, mode", [(1, "L"), (3, "RGB")])
+def test_pixels_of_a_pil_image_are_torchvisions(photographs, in_chans, mode):
+    for pixels in photographs[:8]:
+        image = Image.fromarray(pixels.permute(1, 2, 0).numpy()).crop((0, 0, 32, 27))
+        for size in (5, 27, 32, 64):
+            expected = TF.pil_to_tensor(square(image, size).convert(mode))
+            assert torch.equal(to_pixels(image, size, in_chans), expected)
+
+
+def test_luma_is_pillows_and_in_augmentation_torchvisions(photographs):
+    pillow = [np.array(Image.fromarray(pixels.permute(1, 2, 0).numpy()).convert("L")) for pixels in photographs]
+    assert (as_channels(photographs, 1)[:, 0].int() - torch.tensor(np.stack(pillow)).int()).abs().max() <= 1
+    images = photographs / 255
+    torch.testing.assert_close(grey(images), TF.rgb_to_grayscale(images), atol=1e-6, rtol=0)
+
+
+def test_single_images_need_no_torchvision():
+    """Its import takes a second: `test.py --mode custom`, digits and folders do without."""
+    code = "import sys, vitlab.datasets.splits, vitlab.datasets.images; sys.exit('torchvision' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+# ------------------------------------------------------------------------------------ download, read
 
 
 @pytest.fixture
@@ -145,7 +204,7 @@ def test_cifar_is_downloaded_whole_or_not_at_all(cifar_root, server, tmp_path, m
     with tarfile.open(archive, "w:gz", compresslevel=1) as tar:
         tar.add(cifar_root / "cifar-10-batches-py", "cifar-10-batches-py")
     monkeypatch.setattr(datasets.CIFAR10, "url", f"{address}/{archive.name}")
-    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", _md5(archive))
+    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", utils.calculate_md5(archive))
 
     root = tmp_path / "data"
     download_cifar("cifar10", root)
@@ -168,11 +227,49 @@ def test_cifar_is_downloaded_whole_or_not_at_all(cifar_root, server, tmp_path, m
     assert [path.name for path in by_hand.iterdir()] == [archive.name]
 
 
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_failed_download_leaves_nothing_behind(server, tmp_path, monkeypatch, existing):
+    address, served = server
+    monkeypatch.setattr(datasets.CIFAR10, "url", f"{address}/cifar-10-python.tar.gz")
+    (served / "cifar-10-python.tar.gz").write_bytes(b"half of it")
+    root = tmp_path / "new" / "data"
+    if existing:
+        root.mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match="could not be downloaded"):
+        download_cifar("cifar10", root)
+    monkeypatch.setattr(utils, "_urlretrieve", lambda url, file: os.kill(os.getpid(), 2))  # Ctrl-C
+    with pytest.raises(KeyboardInterrupt):
+        download_cifar("cifar10", root)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--data_path .*file/data: .*; choose a folder that can be written"):
+        download_cifar("cifar10", tmp_path / "file" / "data")
+
+
+def test_each_file_is_hashed_once_and_only_if_read(cifar_root, monkeypatch):
+    hashed, check_md5 = collections.Counter(), utils.check_md5
+    monkeypatch.setattr(
+        utils, "check_md5", lambda file, md5: hashed.update([os.path.basename(file)]) or check_md5(file, md5)
+    )
+    config = TrainConfig.create(dataset="cifar10", data_path=str(cifar_root))
+    image, label = official_image(config, 7)
+    assert hashed == {"test_batch": 1}
+    theirs = datasets.CIFAR10(cifar_root, train=False)
+    assert (np.asarray(image) == theirs.data[7]).all() and label == theirs.targets[7]
+    hashed.clear()
+    load_data(config)
+    assert hashed == dict.fromkeys([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], 1)
+
+
 def test_without_a_network_one_line_says_what_to_do(tmp_path):
     env = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "PATH": "/usr/bin:/bin"}
     done = run("download.py", "cifar100", "--data_path", tmp_path / "d", env=env)
     assert_refused(done, "cifar100", tmp_path / "d" / "cifar-100-python.tar.gz", "--dataset digits")
-    assert list((tmp_path / "d").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_batch_is_named_and_not_opened(cifar_root, tmp_path):
@@ -188,6 +285,36 @@ def test_a_damaged_batch_is_named_and_not_opened(cifar_root, tmp_path):
     bad.unlink()
     assert_refused(run("train.py", "--data_path", tmp_path, "--epochs", 1, cwd=tmp_path), bad, "missing")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cifar-10-batches-py"]
+
+
+def test_help_of_download_does_not_wait_for_torch():
+    code = "import sys, runpy; sys.argv = ['download.py', '--help']\ntry: runpy.run_path('download.py', run_name="
+    code += "'__main__')\nexcept SystemExit: sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
+def test_git_ignores_data_as_a_folder_and_as_a_link(tmp_path):
+    def git(*args):
+        return subprocess.run(["git", *args], cwd=repository, check=True, capture_output=True, text=True).stdout
+
+    repository, data, elsewhere = tmp_path / "clone", tmp_path / "clone" / "data", tmp_path / "elsewhere"
+    (data / "cifar-10-batches-py").mkdir(parents=True)
+    (data / "cifar-10-batches-py" / "test_batch").touch()
+    (repository / "vitlab" / "data").mkdir(parents=True)
+    (repository / "vitlab" / "data" / "module.py").touch()
+    shutil.copy(ROOT / ".gitignore", repository)
+    shutil.copy(ROOT / "data" / "README.md", data)
+    git("init", "--quiet")
+    git("add", "--all")
+    assert git("ls-files").split() == [".gitignore", "data/README.md", "vitlab/data/module.py"]
+    assert git("check-ignore", "data/cifar-10-batches-py").strip() == "data/cifar-10-batches-py"
+
+    data.rename(elsewhere)
+    data.symlink_to(elsewhere)
+    assert git("check-ignore", "--no-index", "data").strip() == "data"
+    git("add", "--all")
+    assert git("ls-files").split() == [".gitignore", "vitlab/data/module.py"]  # a link hides the README, no more
 
 
 # ------------------------------------------------------------------------------------ single images
@@ -252,9 +379,9 @@ def test_short_side_is_fitted_antialiased_and_the_middle_kept():
     stripes = np.zeros((100, 300, 3), np.uint8)
     stripes[:, 100:200] = 255  # white in the middle third, which alone should remain
     stripes[::2, 100:200] = 0  # in lines of one pixel, which antialiasing makes grey
-    square = np.asarray(images.square(Image.fromarray(stripes), 10))
-    assert square.shape == (10, 10, 3)
-    assert np.abs(square[1:-1, 1:-1].astype(int) - 127).max() < 16
+    small = np.asarray(square(Image.fromarray(stripes), 10))
+    assert small.shape == (10, 10, 3)
+    assert np.abs(small[1:-1, 1:-1].astype(int) - 127).max() < 16
 
 
 def test_bad_images_are_refused(tmp_path, monkeypatch):

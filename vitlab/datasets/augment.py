@@ -1,30 +1,38 @@
-"""Augmentation of a whole batch at once, on the device that the batch is on.
+"""Augmentation of a complete batch at once, on the device where the batch is.
 
     images = POLICIES["randaugment"](images, generator)
 
-A policy takes images B x C x H x W (floats in 0..1) and returns as many of the same shape; each image
-gets a draw of its own. All draws come from a torch.Generator of the CPU, so that a seed means the
-same on every device and an accelerator never waits for them.
+A policy takes images B x C x H x W (floats in 0..1) and returns images of the same shape; each image gets its own
+draw. All draws come from a torch.Generator on the CPU, so that a seed means the same on every device and an
+accelerator never waits for them.
+
+Why not a library: the draws here follow from (seed, epoch, batch), which makes a resumed run exact; torchvision
+draws one operation per call from the global generator, and kornia is not on the project's list of packages.
 """
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torchvision.transforms import v2
+
+from vitlab.config import TrainConfig
 
 
-def uniform(shape, low, high, generator):
-    """Draws from low..high."""
+def uniform(shape: int | Sequence[int], low: float, high: float, generator: torch.Generator) -> torch.Tensor:
+    """Uniform draws between low and high."""
     return torch.rand(shape, generator=generator) * (high - low) + low
 
 
 # ------------------------------------------------------------------------------------ crop, flip, move
 
 
-def crop_and_flip(images, generator, *, padding=4, flip=True):
-    """A random crop of the image padded with black, and for half of them its mirror image
-    (the standard CIFAR augmentation: He et al., arXiv:1512.03385, section 4.2)."""
+def crop_and_flip(
+    images: torch.Tensor, generator: torch.Generator, *, padding: int = 4, flip: bool = True
+) -> torch.Tensor:
+    """Crop each image at random after padding it with black, and mirror half of them.
+
+    The standard CIFAR augmentation: He et al., arXiv:1512.03385, section 4.2."""
     B, _, H, W = images.shape
     tops, lefts = torch.randint(2 * padding + 1, (2, B, 1), generator=generator)
     rows = torch.arange(H) + tops  # B x H
@@ -38,24 +46,26 @@ def crop_and_flip(images, generator, *, padding=4, flip=True):
     return padded[which[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def warp(images, inverse):
-    """Each image seen through its own affine map, bilinear, black outside.
+def warp(images: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+    """Apply an affine map to each image: bilinear, black outside.
 
-    inverse: B x 2 x 3, from a place in the result to the place in the image that is shown there, in
+    inverse: B x 2 x 3, the map from a pixel of the result to the pixel of the image that is shown there, in
     pixels from the centre (x to the right, y down).
     """
     H, W = images.shape[-2:]
     half = torch.tensor([W / 2, H / 2])
-    unit = inverse.clone()  # the same map where the image reaches from -1 to 1
+    unit = inverse.clone()  # the same map in coordinates from -1 to 1
     unit[:, :, :2] *= half / half[:, None]
     unit[:, :, 2] /= half
     grid = F.affine_grid(unit.to(images.device), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid.to(images.dtype), mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def random_affine(images, generator, *, degrees=8.0, shift=0.04, scale=0.08):
-    """A random rotation (-degrees..degrees), shift (a fraction of the side, either way) and scaling
-    (1 - scale .. 1 + scale)."""
+def random_affine(
+    images: torch.Tensor, generator: torch.Generator, *, degrees: float = 8.0, shift: float = 0.04, scale: float = 0.08
+) -> torch.Tensor:
+    """Rotate each image at random (by up to `degrees` either way), shift it (by up to this fraction of its side) and
+    scale it (between 1 - scale and 1 + scale)."""
     B, side = len(images), images.shape[-1]
     angle = uniform(B, -degrees, degrees, generator).deg2rad()
     zoom = uniform(B, 1 - scale, 1 + scale, generator)
@@ -65,34 +75,36 @@ def random_affine(images, generator, *, degrees=8.0, shift=0.04, scale=0.08):
 
 
 # ------------------------------------------------------------- the operations of AutoAugment's family
-# Colour operations take images and a magnitude each; they do as torchvision's functions of that name.
+# A colour operation takes images (B x C x H x W in 0..1) and one magnitude per image (B); the result is that of
+# torchvision's function of the same name.
 
 
-def blend(images, other, factor):
+def blend(images: torch.Tensor, other: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """factor * images + (1 - factor) * other, clamped to 0..1."""
     factor = factor.view(-1, 1, 1, 1)
     return (images * factor + other * (1 - factor)).clamp(0, 1)
 
 
-def grey(images):
-    """Luma (ITU-R 601) of RGB images, B x 1 x H x W; grey images as they are."""
+def grey(images: torch.Tensor) -> torch.Tensor:
+    """Luma of RGB images as B x 1 x H x W; grey images as they are. The weights are torchvision's, see as_channels."""
     if images.shape[1] == 1:
         return images
     return (images * images.new_tensor([0.2989, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
-def brightness(images, factor):
+def brightness(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     return blend(images, torch.zeros_like(images), factor)
 
 
-def color(images, factor):
+def color(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     return blend(images, grey(images), factor)
 
 
-def contrast(images, factor):
+def contrast(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     return blend(images, grey(images).mean((1, 2, 3), keepdim=True), factor)
 
 
-def sharpness(images, factor):
+def sharpness(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     C = images.shape[1]
     kernel = images.new_tensor([[1, 1, 1], [1, 5, 1], [1, 1, 1]]).div(13).expand(C, 1, 3, 3)
     smooth = images.clone()
@@ -100,21 +112,21 @@ def sharpness(images, factor):
     return blend(images, smooth, factor)
 
 
-def posterize(images, bits):
+def posterize(images: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
     step = (2 ** (8 - bits)).view(-1, 1, 1, 1)
     return ((images * 255).round().div(step, rounding_mode="floor") * step) / 255
 
 
-def solarize(images, threshold):
+def solarize(images: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
     return torch.where(images >= threshold.view(-1, 1, 1, 1), 1 - images, images)
 
 
-def autocontrast(images, _):
+def autocontrast(images: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
     low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
     return torch.where(high > low, (images - low) / (high - low).clamp_min(1e-6), images)
 
 
-def equalize(images, _):
+def equalize(images: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
     B, C, H, W = images.shape
     values = (images * 255).round().long().flatten(2)  # B x C x HW
     counts = values.new_zeros(B, C, 256).scatter_add_(2, values, torch.ones_like(values))
@@ -130,8 +142,8 @@ GEOMETRIC = ("identity", "shear_x", "shear_y", "translate_x", "translate_y", "ro
 N_OPS = len(GEOMETRIC) + len(COLOUR)
 
 
-def geometric(op, magnitude, size):
-    """The maps (for warp) of geometric operations: op n indices into GEOMETRIC, magnitude n."""
+def geometric(op: torch.Tensor, magnitude: torch.Tensor, size: int) -> torch.Tensor:
+    """The maps n x 2 x 3 (for warp) of n geometric operations: op (indices into GEOMETRIC) and magnitude, both n."""
     matrix = torch.eye(2, 3).repeat(len(op), 1, 1)
     at = {name: (op == i).nonzero().flatten() for i, name in enumerate(GEOMETRIC)}
     corner = size / 2  # shears leave the top left corner where it is
@@ -145,8 +157,8 @@ def geometric(op, magnitude, size):
     return matrix
 
 
-def apply_ops(images, op, magnitude):
-    """One operation for each image: op B indices (GEOMETRIC, then COLOUR), magnitude B, both on the CPU."""
+def apply_ops(images: torch.Tensor, op: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
+    """Apply one operation to each image: op (indices into GEOMETRIC, then COLOUR) and magnitude, both B, on the CPU."""
     out = images.clone()
     moved = ((op > 0) & (op < len(GEOMETRIC))).nonzero().flatten()
     if len(moved):
@@ -160,9 +172,21 @@ def apply_ops(images, op, magnitude):
     return out
 
 
-def magnitudes(op, level, generator, *, shear, shift, degrees, factor, bits):
-    """What strength `level` (0..1, one for each image) means for each operation: given are the
-    largest shear, shift in pixels, rotation in degrees, change of a factor, and bits taken away."""
+def magnitudes(
+    op: torch.Tensor,
+    level: torch.Tensor,
+    generator: torch.Generator,
+    *,
+    shear: float,
+    shift: float,
+    degrees: float,
+    factor: float,
+    bits: int,
+) -> torch.Tensor:
+    """The magnitude of each image's operation `op` at strength `level` (0..1), all of length B.
+
+    The keywords are the magnitudes at strength 1: shear, shift in pixels, rotation in degrees, change of a factor,
+    bits removed."""
     sign = torch.randint(2, (len(op),), generator=generator) * 2.0 - 1
     signed = sign * level
     table = torch.stack(
@@ -173,9 +197,11 @@ def magnitudes(op, level, generator, *, shear, shift, degrees, factor, bits):
     return table.gather(0, op[None])[0]
 
 
-def randaugment(images, generator, *, num_ops=2, level=9 / 30):
-    """RandAugment (Cubuk et al., arXiv:1909.13719): num_ops operations, one after the other, of one
-    strength; ranges as in torchvision."""
+def randaugment(
+    images: torch.Tensor, generator: torch.Generator, *, num_ops: int = 2, level: float = 9 / 30
+) -> torch.Tensor:
+    """RandAugment (Cubuk et al., arXiv:1909.13719): num_ops random operations in a row, all of strength `level`;
+    ranges as in torchvision."""
     side = images.shape[-1]
     for _ in range(num_ops):
         op = torch.randint(N_OPS, (len(images),), generator=generator)
@@ -185,19 +211,22 @@ def randaugment(images, generator, *, num_ops=2, level=9 / 30):
     return images
 
 
-def trivialaugment(images, generator):
-    """TrivialAugment, wide (Mueller & Hutter, arXiv:2103.10158): one operation of a random strength;
-    ranges as in torchvision, shifts in proportion to the image."""
+def trivialaugment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """TrivialAugment, wide (Mueller & Hutter, arXiv:2103.10158): one random operation of a random strength; ranges as
+    in torchvision, but shifts at most by the side of the image."""
     op = torch.randint(N_OPS, (len(images),), generator=generator)
     strength = torch.randint(31, (len(images),), generator=generator) / 30
     ranges = dict(shear=0.99, shift=min(32, images.shape[-1]), degrees=135, factor=0.99, bits=6)
     return apply_ops(images, op, magnitudes(op, strength, generator, **ranges))
 
 
-def random_erasing(images, generator, *, probability, value):
-    """Some images lose a rectangle of 2 to 33 % of the area, sides in a ratio of 0.3 to 3.3, to
-    `value` (a number a channel). (Zhong et al., arXiv:1708.04896, algorithm 1; a rectangle that is
-    too long for the image is cut to its side.)"""
+def random_erasing(
+    images: torch.Tensor, generator: torch.Generator, *, probability: float, value: Sequence[float]
+) -> torch.Tensor:
+    """With this probability, fill a random rectangle of an image with `value` (one number per channel): 2 to 33 % of
+    the area, sides in a ratio of 0.3 to 3.3.
+
+    Zhong et al., arXiv:1708.04896, algorithm 1; a rectangle too long for the image is cut to its side."""
     B, _, H, W = images.shape
     area = uniform(B, 0.02, 0.33, generator) * H * W
     ratio = uniform(B, math.log(0.3), math.log(3.3), generator).exp()
@@ -212,7 +241,7 @@ def random_erasing(images, generator, *, probability, value):
     return torch.where(box, images.new_tensor(value).view(1, -1, 1, 1), images)
 
 
-POLICIES = {
+POLICIES: dict[str, Callable[[torch.Tensor, torch.Generator], torch.Tensor]] = {
     "none": lambda images, generator: images,
     "crop": lambda images, generator: crop_and_flip(images, generator, flip=False),
     "crop-flip": crop_and_flip,
@@ -222,11 +251,23 @@ POLICIES = {
 }
 
 
-def make_mix(config):
-    """mixup (arXiv:1710.09412) and cutmix (arXiv:1905.04899) of a batch, by torchvision:
-    (images, labels B) -> (images, shares B x C), or as they were; None where both are off."""
-    kinds = {v2.MixUp: (config.mixup, 1 - config.mix_switch_prob), v2.CutMix: (config.cutmix, config.mix_switch_prob)}
-    on = {kind(alpha=alpha, num_classes=config.num_classes): share for kind, (alpha, share) in kinds.items() if alpha}
-    if not on:
+# ---------------------------------------------------------------------------------- mixing two images
+
+
+def make_mix(config: TrainConfig) -> Callable[..., tuple[torch.Tensor, torch.Tensor]] | None:
+    """mixup (Zhang et al., arXiv:1710.09412) and CutMix (Yun et al., arXiv:1905.04899), by torchvision.
+
+    Returns a function (images, labels B) -> (images, class shares B x C), which with probability
+    1 - config.mix_prob returns both unchanged; None if config.mixup and config.cutmix are 0.
+    Unlike the policies it draws from the global generator, whose state a checkpoint keeps.
+    """
+    if not config.mixup and not config.cutmix:
         return None
-    return v2.RandomApply([v2.RandomChoice(list(on), p=list(on.values()) if len(on) > 1 else None)], p=config.mix_prob)
+    from torchvision.transforms import v2  # slow to import, and only needed here
+
+    kinds = {v2.MixUp: (config.mixup, 1 - config.mix_switch_prob), v2.CutMix: (config.cutmix, config.mix_switch_prob)}
+    mixes = {
+        kind(alpha=alpha, num_classes=config.num_classes): share for kind, (alpha, share) in kinds.items() if alpha
+    }
+    shares = list(mixes.values()) if len(mixes) > 1 else None
+    return v2.RandomApply([v2.RandomChoice(list(mixes), p=shares)], p=config.mix_prob)

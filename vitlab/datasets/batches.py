@@ -1,80 +1,91 @@
-"""Batches on the device: of a tensor, or of files."""
+"""Batches on the device: from one tensor, or from image files."""
 
 import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from vitlab.datasets import augment
-from vitlab.datasets.folders import _Decoded
-from vitlab.datasets.images import normalise
+from vitlab.datasets.folders import DecodedFiles
+from vitlab.datasets.images import normalise, resize
 
 
-def as_channels(images, in_chans):
-    """Grey images as RGB, or RGB as grey (ITU-R 601 luma); others as they are."""
-    if images.shape[1] == in_chans:
-        return images
-    if in_chans == 3:
-        return images.expand(-1, 3, -1, -1)
-    luma = torch.tensor([0.299, 0.587, 0.114], device=images.device).view(1, 3, 1, 1)
-    return (images * luma).sum(1, keepdim=True).round().to(images.dtype)
+class Batches(Protocol):
+    """What training and evaluation need of a split. Any class with these members can take the place of those below.
 
+    Batches are pairs on the device: images (float B x C x S x S, normalised) and labels (int64 B).
+    """
 
-def channel_statistics(values, in_chans):
-    """mean or std, a value a channel, for a model of `in_chans`."""
-    return tuple(values) if len(values) == in_chans else in_chans * (sum(values) / len(values),)
+    labels: torch.Tensor  # int64 n, on the device: the labels of all images, in the order of the data set
 
+    def __len__(self) -> int:
+        """Batches per epoch; the last one may be smaller."""
 
-def resize(images, size):
-    """Images B x C x H x W (floats in 0..1) at size x size: bilinear, antialiased."""
-    if images.shape[-2:] == (size, size):
-        return images
-    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The batches of the current epoch."""
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Make the next pass that of `epoch`, from its batch number `start` on. Order and augmentation must follow
+        from (seed, epoch, batch) alone, so that a resumed run repeats the uninterrupted one exactly."""
+
+    def sample(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(images, labels) of at most n images, spread evenly over the split and not augmented."""
 
 
 class TensorBatches:
-    """Batches of a set held as one uint8 tensor on the device.
+    """Batches of a split that is held as one uint8 tensor on the device.
 
-    With `augment` it is a training set: a new order each epoch, each batch augmented. Both follow
-    from (seed, epoch, batch) alone, so that a run can start at any batch of any epoch: set_epoch().
+    With a policy `augment` it is a training split: a new order each epoch, and each batch augmented. Both follow
+    from (seed, epoch, batch) alone, so that a run can start at any batch of any epoch.
     """
 
-    def __init__(self, images, labels, *, batch_size, img_size, mean, std, augment=None, random_erasing=0.0, seed=0):
+    def __init__(
+        self,
+        images: torch.Tensor | None,
+        labels: torch.Tensor,
+        *,
+        batch_size: int,
+        img_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        augment: str | None = None,
+        random_erasing: float = 0.0,
+        seed: int = 0,
+    ):
         self.images, self.labels = images, labels  # uint8 n x C x H x W, int64 n
         self.batch_size, self.img_size, self.mean, self.std = batch_size, img_size, mean, std
         self.augment, self.random_erasing, self.seed = augment, random_erasing, seed
         self.generator = torch.Generator()
         self.set_epoch(0)
 
-    def __len__(self):
-        """Batches an epoch; the last may be smaller."""
+    def __len__(self) -> int:
         return math.ceil(len(self.labels) / self.batch_size)
 
-    def set_epoch(self, epoch, start=0):
-        """Let the next pass be that epoch, from its batch `start` on."""
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
         self.epoch, self.start = epoch, start
 
-    def _random(self, *key):
-        """Restart the generator from (seed, key): well mixed, also for neighbouring numbers."""
+    def _random(self, *key: int) -> torch.Generator:
+        """The generator, restarted from (seed, *key). SeedSequence makes neighbouring numbers unrelated seeds."""
         self.generator.manual_seed(int(np.random.SeedSequence([self.seed, *key]).generate_state(1, np.uint64)[0] >> 1))
         return self.generator
 
-    def _pixels(self, order):
-        """The uint8 images of each batch, in that order of the indices."""
+    def _pixels(self, order: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yield batches of uint8 images, in the given order of indices."""
         order = order.to(self.images.device)
-        for chosen in order.split(self.batch_size):
-            yield self.images[chosen]
+        for indices in order.split(self.batch_size):
+            yield self.images[indices]
 
-    def sample(self, n):
-        """(images, labels) of n images spread evenly over the set, not augmented."""
+    def sample(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
         places = torch.linspace(0, len(self.labels) - 1, min(n, len(self.labels))).round().long()
         with torch.random.fork_rng(devices=[]):  # a DataLoader draws a number for its workers
             images = torch.cat([pixels.float() / 255 for pixels in self._pixels(places)])
         images = normalise(resize(images, self.img_size), self.mean, self.std)
         return images, self.labels[places.to(self.labels.device)]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         n = len(self.labels)
         order = torch.randperm(n, generator=self._random(self.epoch)) if self.augment else torch.arange(n)
         order = order[self.start * self.batch_size :]
@@ -89,24 +100,27 @@ class TensorBatches:
             yield normalise(resize(images, self.img_size), self.mean, self.std), labels[batch - self.start]
 
 
-def _stack_pixels(items):  # a function with a name: worker processes must find it
-    return torch.stack([pixels for pixels, _, _ in items])
-
-
 class FileBatches(TensorBatches):
-    """The same of image files too many for memory: decoded for each batch, in worker processes."""
+    """The same for image files that do not fit in memory: decoded for each batch, in worker processes."""
 
-    def __init__(self, files, labels, *, in_chans, num_workers, **more):
-        super().__init__(None, labels, **more)
-        self.dataset, self.num_workers = _Decoded(files, more["img_size"], in_chans), num_workers
+    def __init__(
+        self, files: Sequence[tuple[Path, int]], labels: torch.Tensor, *, in_chans: int, num_workers: int, **options
+    ):
+        super().__init__(None, labels, **options)
+        self.dataset, self.num_workers = DecodedFiles(files, self.img_size, in_chans), num_workers
 
-    def _pixels(self, order):
+    def _pixels(self, order: torch.Tensor) -> Iterator[torch.Tensor]:
         loader = torch.utils.data.DataLoader(
             torch.utils.data.Subset(self.dataset, order.tolist()),
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             collate_fn=_stack_pixels,
-            generator=torch.Generator(),  # for the workers' seeds: the global one is the training's
+            generator=torch.Generator(),  # for the workers' seeds; the global one belongs to the training
         )
         for pixels in loader:
             yield pixels.to(self.labels.device, non_blocking=True)
+
+
+def _stack_pixels(items: list[tuple]) -> torch.Tensor:
+    """The images of DecodedFiles' items as one batch (at module level, so that worker processes can find it)."""
+    return torch.stack([pixels for pixels, _, _ in items])

@@ -1,69 +1,114 @@
-"""CIFAR-10 and CIFAR-100: download, verify, read."""
+"""CIFAR-10 and CIFAR-100: download, verify, read.
 
-import hashlib
+Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (2009). The files are pickles, which can run
+code when they are opened, so the md5 of each is compared with the published one before that.
+
+torchvision is imported inside the functions: it takes a second, and a run on digits or a folder needs none of it.
+"""
+
+import contextlib
+import pickle
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from vitlab.cli import UserError
 
 
-def _cifar_class(name):
+def cifar_class(name: str) -> type:
+    """torchvision's class of "cifar10" or "cifar100": it knows the url, the files and their md5 sums."""
     from torchvision import datasets
 
     return {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
 
 
-def _md5(path):
-    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+def download_cifar(name: str, data_path: str | Path) -> Path:
+    """Make sure that `data_path` holds the complete data set, and return its folder.
 
-
-def download_cifar(name, data_path):
-    """Make sure that `data_path` holds the set, whole: downloaded, or unpacked from the official
-    archive lying there. Every file's md5 is compared with the published one before it is used.
-
-    Raises UserError where there is no network, or where a file of the set is missing or damaged.
+    Raises UserError if it cannot be downloaded, or if one of its files is missing or damaged.
     """
-    cifar, root = _cifar_class(name), Path(data_path)
-    folder, archive = root / cifar.base_folder, root / cifar.filename
+    cifar, folder = cifar_class(name), cifar_folder(name, data_path)
+    verify(name, folder, [*cifar.train_list, *cifar.test_list, (cifar.meta["filename"], cifar.meta["md5"])])
+    return folder
+
+
+def read_cifar(name: str, data_path: str | Path, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The official training or test split: images (uint8 n x 3 x 32 x 32) and labels (int64 n).
+
+    Downloads the data set if it is missing. Only the files of this split are read, each verified once.
+    Raises UserError as download_cifar does.
+    """
+    cifar, folder = cifar_class(name), cifar_folder(name, data_path)
+    files = cifar.train_list if train else cifar.test_list
+    verify(name, folder, files)
+    images, labels = [], []
+    for file, _ in files:
+        batch = pickle.loads((folder / file).read_bytes(), encoding="latin1")
+        images.append(batch["data"])  # uint8 n x 3072: the red values of each image, then green, then blue
+        labels += batch["labels" if name == "cifar10" else "fine_labels"]
+    return torch.from_numpy(np.concatenate(images)).view(-1, 3, 32, 32), torch.tensor(labels)
+
+
+def verify(name: str, folder: Path, files: list[tuple[str, str]]) -> None:
+    """Raise UserError unless each of the files, pairs of name and md5, lies undamaged in the folder."""
+    from torchvision.datasets.utils import check_md5
+
+    for file, md5 in files:
+        if not (folder / file).is_file():
+            raise UserError(f"{folder / file} is missing; remove {folder} and run: python download.py {name}")
+        if not check_md5(folder / file, md5):
+            raise UserError(
+                f"{folder / file} is damaged (its md5 is not the published one) and was not opened; "
+                f"remove {folder} and run: python download.py {name}"
+            )
+
+
+def cifar_folder(name: str, data_path: str | Path) -> Path:
+    """The folder of the data set in `data_path`. If it is missing, it is unpacked from the official archive, which
+    lies in `data_path` or is downloaded. It appears complete or not at all; a failed download leaves nothing behind.
+    """
+    from torchvision.datasets.utils import check_md5, download_and_extract_archive
+
+    cifar = cifar_class(name)
+    folder, archive = Path(data_path) / cifar.base_folder, Path(data_path) / cifar.filename
     if folder.exists():
-        files = [*cifar.train_list, *cifar.test_list, [cifar.meta["filename"], cifar.meta["md5"]]]
-        for file, md5 in files:
-            if not (folder / file).is_file():
-                raise UserError(f"{folder / file} is missing; remove {folder} and run: python download.py {name}")
-            if _md5(folder / file) != md5:
-                raise UserError(
-                    f"{folder / file} is damaged (its md5 is not the published one) and was not opened; "
-                    f"remove {folder} and run: python download.py {name}"
-                )
-        return
-    if archive.exists() and _md5(archive) != cifar.tgz_md5:
+        return folder
+    if archive.exists() and not check_md5(archive, cifar.tgz_md5):
         raise UserError(f"{archive} is damaged (its md5 is not the published one); remove it and run again")
+    with workshop_in(data_path, prefix=f".{name}-") as workshop:
+        try:
+            if archive.exists():
+                shutil.copyfile(archive, workshop / cifar.filename)
+            download_and_extract_archive(cifar.url, workshop, filename=cifar.filename, md5=cifar.tgz_md5)
+            (workshop / cifar.base_folder).rename(folder)
+        except (OSError, RuntimeError) as error:
+            if not folder.exists():  # or else another process was faster
+                raise UserError(
+                    f"{name} could not be downloaded from {cifar.url} ({error}); put the archive by hand at {archive}, "
+                    "or train without a download: --dataset digits"
+                ) from None
+    return folder
 
+
+@contextlib.contextmanager
+def workshop_in(data_path: str | Path, prefix: str) -> Iterator[Path]:
+    """A temporary folder in `data_path`. At the end it is removed, and so are the folders that had to be made for
+    it, if they are empty. Raises UserError if it cannot be made."""
+    root = Path(data_path)
+    new_folders = [folder for folder in (root, *root.parents) if not folder.exists()]
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        workshop = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=root))
-    except OSError as error:
-        raise UserError(f"--data_path {data_path}: {error.strerror}; choose a folder that can be written") from None
-    try:
-        if archive.exists():
-            shutil.copyfile(archive, workshop / cifar.filename)
-        cifar(workshop, download=True)  # downloads with a progress bar, checks the md5, unpacks
-        (workshop / cifar.base_folder).rename(folder)
-    except (OSError, RuntimeError) as error:
-        if folder.exists():  # of another process, which was faster
-            return download_cifar(name, data_path)
-        raise UserError(
-            f"{name} could not be had from {cifar.url} ({error}); put the archive by hand at {archive}, "
-            "or train without a download: --dataset digits"
-        ) from None
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            temporary = tempfile.TemporaryDirectory(prefix=prefix, dir=root, ignore_cleanup_errors=True)
+        except OSError as error:
+            raise UserError(f"--data_path {data_path}: {error.strerror}; choose a folder that can be written") from None
+        with temporary as workshop:
+            yield Path(workshop)
     finally:
-        shutil.rmtree(workshop, ignore_errors=True)
-
-
-def read_cifar(name, data_path, train):
-    download_cifar(name, data_path)
-    split = _cifar_class(name)(data_path, train=train)
-    return torch.from_numpy(split.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(split.targets)
+        for folder in new_folders:
+            with contextlib.suppress(OSError):  # not empty
+                folder.rmdir()

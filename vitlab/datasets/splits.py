@@ -1,22 +1,20 @@
-"""A named data set -> train, validation and test batches, already on the device.
-
-    python -m vitlab.datasets.splits cifar10                   # download and verify CIFAR-10 into ./data, nothing else
-    python -m vitlab.datasets.splits cifar100 --data_path DIR
-
-    python train.py --dataset folder --data_path DIR     # your own images: see FolderIndex
-
-From Python:
+"""A named data set -> training, validation and test batches on the device.
 
     sets = load_data(TrainConfig.create(dataset="digits"))
-    for images, labels in sets.train:        # float B x C x H x W normalised, int64 B
+    for images, labels in sets.train:        # float B x C x S x S, normalised; int64 B
         ...
 
-A set that fits lives as one uint8 tensor on the device; cropping, flipping, resizing and
-normalising happen there, a batch at a time.
+cifar10 and cifar100 are downloaded to config.data_path if they are missing, `python download.py cifar10` does only
+that; "digits" comes with scikit-learn, and "folder" is your own images (folders.FolderIndex).
+
+A data set that fits lives as one uint8 tensor on the device. Cropping, flipping, resizing and normalising happen
+there, a batch at a time.
 """
 
 import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,114 +22,188 @@ from PIL import Image
 
 from vitlab.catalog import describe
 from vitlab.cli import UserError
-from vitlab.datasets.batches import FileBatches, TensorBatches, as_channels, channel_statistics
+from vitlab.config import TrainConfig
+from vitlab.datasets.batches import Batches, FileBatches, TensorBatches
 from vitlab.datasets.cifar import read_cifar
-from vitlab.datasets.folders import TEST_SEED, FolderIndex, _Decoded, decode, stratified_order, workers
-from vitlab.datasets.images import open_image
+from vitlab.datasets.folders import TEST_SEED, DecodedFiles, FolderIndex, count_workers, decode, stratified_order
+from vitlab.datasets.images import as_channels, from_pixels, open_image
 from vitlab.hardware import find_device
 
+# ---------------------------------------------------------------------------- the images of a split
 
-def read_digits(data_path, train):
-    """scikit-learn's 1,797 handwritten digits, 8 x 8; a fixed, stratified fifth is the test split."""
+
+def read_digits(data_path: str | Path | None, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """scikit-learn's 1,797 handwritten digits (uint8 n x 1 x 8 x 8, int64 n); a fixed, stratified fifth is the test
+    split."""
     from sklearn.datasets import load_digits
 
-    bunch = load_digits()
-    order = stratified_order(bunch.target, TEST_SEED)
-    mine = np.sort(order[360:] if train else order[:360])
-    images = (bunch.images[mine] * (255 / 16)).round().astype(np.uint8)
-    return torch.from_numpy(images)[:, None], torch.from_numpy(bunch.target[mine]).long()
+    digits = load_digits()
+    order = stratified_order(digits.target, TEST_SEED)
+    chosen = np.sort(order[360:] if train else order[:360])
+    images = (digits.images[chosen] * (255 / 16)).round().astype(np.uint8)
+    return torch.from_numpy(images)[:, None], torch.from_numpy(digits.target[chosen]).long()
 
 
-def read_split(name, data_path, train):
-    """A named set's images (uint8 n x C x H x W) and labels (int64 n), in the official order."""
-    if name == "digits":
+def read_split(dataset: str, data_path: str | Path, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (uint8 n x C x H x W) and labels (int64 n) of digits, cifar10 or cifar100, in the official order."""
+    if dataset == "digits":
         return read_digits(data_path, train)
-    return read_cifar(name, data_path, train)
+    return read_cifar(dataset, data_path, train)
+
+
+@dataclass
+class Source:
+    """The images of a split before they become batches: decoded, or (images is None) as files."""
+
+    images: torch.Tensor | None  # uint8 n x C x H x W
+    labels: torch.Tensor  # int64 n
+    files: list[tuple[Path, int]] | None = None  # n pairs of path and label
+
+    def take(self, places: torch.Tensor) -> "Source":
+        """The images at those places (int64), in that order."""
+        images = None if self.images is None else self.images[places]
+        return Source(images, self.labels[places], self.files and [self.files[i] for i in places.tolist()])
+
+
+def read_source(config: TrainConfig, folder: FolderIndex | None, split: str) -> Source:
+    """All images of an official split: of the folder, if there is one, or of the config's named data set."""
+    if folder:
+        return Source(*decode(folder.splits[split], config, split))
+    return Source(*read_split(config.dataset, config.data_path, train=split == "train"))
+
+
+def read_sources(config: TrainConfig, splits: Collection[str]) -> dict[str, Source]:
+    """The images of the splits asked for. Those for validation are cut from the training images, unless a folder has
+    its own."""
+    folder = FolderIndex(config.data_path) if config.dataset == "folder" else None
+    sources = {}
+    if "train" in splits or "val" in splits:
+        train = read_source(config, folder, "train")
+        own_val = bool(folder and folder.splits["val"] and config.val_split and not config.folds)
+        train_places, val_places = cut_validation(train.labels, config, own_val)
+        if "train" in splits:
+            sources["train"] = train.take(train_places)
+        if "val" in splits:
+            sources["val"] = read_source(config, folder, "val") if own_val else train.take(val_places)
+    if "test" in splits:
+        test = read_source(config, folder, "test")
+        places = stratified_subset(test.labels, config.num_test_images, "--num_test_images", config.dataset, TEST_SEED)
+        sources["test"] = test.take(places.sort().values)
+    return sources
+
+
+def cut_validation(labels: torch.Tensor, config: TrainConfig, own_val: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Places of the training and of the validation images among the official training images, sorted (int64).
+
+    Validation is a seeded, stratified share config.val_split; with config.folds, part number config.fold of as many;
+    nothing if the data set has its own validation images.
+    """
+    places = stratified_subset(labels, config.num_train_images, "--num_train_images", config.dataset, config.seed)
+    share = 0 if own_val else 1 / config.folds if config.folds else config.val_split
+    first, last = (round(len(places) * share * i) for i in (config.fold, config.fold + 1))
+    if last - first == len(places):
+        raise UserError(f"--val_split {config.val_split:g} leaves none of {last} images to train on; lower it")
+    return torch.cat([places[:first], places[last:]]).sort().values, places[first:last].sort().values
+
+
+def stratified_subset(labels: torch.Tensor, n: int | None, flag: str, dataset: str, seed: int) -> torch.Tensor:
+    """Places of n images (None: of all) in a seeded order, the classes in proportion; UserError if there are fewer."""
+    if n is not None and n > len(labels):
+        raise UserError(f"{flag} {n}: {dataset} has {len(labels)}; leave the flag out for all")
+    return torch.from_numpy(stratified_order(labels, seed)[:n])
+
+
+# ------------------------------------------------------------------------------------- mean and std
+
+
+def channel_statistics(values: Sequence[float], in_chans: int) -> tuple[float, ...]:
+    """Mean or std, one value per channel, for a model with in_chans: those of the data set, or their average."""
+    return tuple(values) if len(values) == in_chans else in_chans * (sum(values) / len(values),)
+
+
+def measure(source: Source, config: TrainConfig, most: int = 2000) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std, one value per channel, of at most `most` of the images, in 0..1."""
+    some = source.take(torch.arange(0, len(source.labels), math.ceil(len(source.labels) / most)))
+    images = some.images
+    if images is None:
+        images = torch.stack([pixels for pixels, _, _ in DecodedFiles(some.files, config.img_size, config.in_chans)])
+    pixels = images.double() / 255
+    return tuple(pixels.mean((0, 2, 3)).tolist()), tuple(pixels.std((0, 2, 3)).clamp_min(1e-3).tolist())
+
+
+# ------------------------------------------------------------------------------------------ batches
 
 
 @dataclass
 class Splits:
-    """The three splits of a set (None: empty, or not asked for) and what a model of it must know."""
+    """The splits of a data set (None: empty or not asked for), and what a model of it must know."""
 
-    train: TensorBatches | None
-    val: TensorBatches | None
-    test: TensorBatches | None
-    classes: tuple
-    mean: tuple
-    std: tuple
+    train: Batches | None
+    val: Batches | None
+    test: Batches | None
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]  # one value per channel, for images in 0..1
+    std: tuple[float, ...]
 
 
-def load_data(config, splits=("train", "val", "test"), *, mean=None, std=None):
-    """The data set of a config as Splits, on the device of the config; mean and std, where given,
-    take the place of the set's own.
+def load_data(
+    config: TrainConfig,
+    splits: Collection[str] = ("train", "val", "test"),
+    *,
+    device: torch.device | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Splits:
+    """The data set of a config as batches on a device (default: that of the config).
 
-    Validation is a seeded, stratified cut of the training images (a folder may bring its own), or,
-    with config.folds, one of as many such parts.
-    Raises UserError where the set cannot be had.
+    mean and std replace the data set's own. Those of a folder are measured on its training images.
+    Raises UserError if the data set cannot be read, or has fewer images than the config asks for.
     """
-    info, device = describe(config.dataset, config.data_path), find_device(config.device)
-    index = FolderIndex(config.data_path).splits if config.dataset == "folder" else None
-
-    def read(split):
-        """(images or None, labels, files or None) of the official training or test images."""
-        if index:
-            return decode(index[split], config, split)
-        return *read_split(config.dataset, config.data_path, train=split == "train"), None
-
-    def subset(labels, n, what, seed):
-        if n is not None and n > len(labels):
-            raise UserError(f"--num_{what}_images {n}: {config.dataset} has {len(labels)}; leave the flag out for all")
-        return torch.from_numpy(stratified_order(labels, seed)[:n])
-
-    def batches(source, chosen, augment=None):
-        """The images at the places `chosen`, as batches."""
-        if not len(chosen):
-            return None
-        images, labels, files = source
-        options = dict(batch_size=config.batch_size, img_size=config.img_size, mean=mean, std=std, seed=config.seed)
-        options.update(augment=augment, random_erasing=config.random_erasing)
-        labels = labels[chosen].to(device)
-        if images is None:
-            files, more = [files[i] for i in chosen], dict(in_chans=config.in_chans, num_workers=workers(config))
-            return FileBatches(files, labels, **more, **options)
-        return TensorBatches(as_channels(images[chosen], config.in_chans).to(device), labels, **options)
-
-    chosen = {}  # split -> (where from, which places)
-    if "train" in splits or "val" in splits:
-        source = read("train")
-        places = subset(source[1], config.num_train_images, "train", config.seed)
-        own = index["val"] if index and config.val_split and not config.folds else None
-        share = 0 if own else 1 / config.folds if config.folds else config.val_split
-        first, last = (round(len(places) * share * i) for i in (config.fold, config.fold + 1))
-        if last - first == len(places):
-            raise UserError(f"--val_split {config.val_split:g} leaves none of {last} images to train on; lower it")
-        chosen["train"] = source, torch.cat([places[:first], places[last:]]).sort().values
-        chosen["val"] = source, places[first:last].sort().values
-        if own:
-            source = read("val")
-            chosen["val"] = source, torch.arange(len(source[1]))
-    if "test" in splits:
-        source = read("test")
-        chosen["test"] = source, subset(source[1], config.num_test_images, "test", TEST_SEED).sort().values
-
-    if info.mean:
+    info = describe(config.dataset, config.data_path)
+    device = device or find_device(config.device)
+    to_measure = not info.mean and mean is None
+    sources = read_sources(config, {*splits, "train"} if to_measure else splits)
+    if to_measure:
+        mean, std = measure(sources["train"], config)
+    elif info.mean:
         mean = mean or channel_statistics(info.mean, config.in_chans)
         std = std or channel_statistics(info.std, config.in_chans)
-    elif mean is None:
-        mean, std = measure(*chosen["train"], config)
+    batches = {
+        split: make_batches(source, split, config, device, mean, std)
+        for split, source in sources.items()
+        if split in splits
+    }
     return Splits(
-        train=batches(*chosen["train"], config.augment) if "train" in chosen else None,
-        val=batches(*chosen["val"]) if "val" in chosen else None,
-        test=batches(*chosen["test"]) if "test" in chosen else None,
+        train=batches.get("train"),
+        val=batches.get("val"),
+        test=batches.get("test"),
         classes=info.classes,
         mean=mean,
         std=std,
     )
 
 
-def test_image(config, index):
-    """(PIL image, label) of one image of the test split, by its place in the official order; UserError
-    with the range where it is not there."""
+def make_batches(
+    source: Source, split: str, config: TrainConfig, device: torch.device, mean: Sequence[float], std: Sequence[float]
+) -> Batches | None:
+    """The images of a split as batches on the device, augmented if it is "train"; None if there are no images."""
+    if not len(source.labels):
+        return None
+    options = dict(batch_size=config.batch_size, img_size=config.img_size, mean=mean, std=std, seed=config.seed)
+    if split == "train":
+        options.update(augment=config.augment, random_erasing=config.random_erasing)
+    labels = source.labels.to(device)
+    if source.images is None:
+        options.update(in_chans=config.in_chans, num_workers=count_workers(config))
+        return FileBatches(source.files, labels, **options)
+    return TensorBatches(as_channels(source.images, config.in_chans).to(device), labels, **options)
+
+
+# ----------------------------------------------------------------------------------------- one image
+
+
+def test_image(config: TrainConfig, index: int) -> tuple[Image.Image, int]:
+    """(PIL image, label) of one test image, by its place in the official order; UserError if there is none."""
     if config.dataset == "folder":
         files = FolderIndex(config.data_path).splits["test"]
         labels = [label for _, label in files]
@@ -141,15 +213,4 @@ def test_image(config, index):
         raise UserError(f"--index {index}: {config.dataset} has test images 0 to {len(labels) - 1}")
     if config.dataset == "folder":
         return open_image(files[index][0]), labels[index]
-    return Image.fromarray(images[index].permute(1, 2, 0).squeeze(-1).numpy()).convert("RGB"), int(labels[index])
-
-
-def measure(source, places, config, most=2000):
-    """mean and std, a value a channel, of (at most 2,000 of) the training images in 0..1."""
-    images, _, files = source
-    some = places[:: math.ceil(len(places) / most)]
-    if images is None:
-        decoded = _Decoded(files, config.img_size, config.in_chans)
-        images, some = torch.stack([decoded[i][0] for i in some.tolist()]), slice(None)
-    pixels = images[some].double() / 255
-    return tuple(pixels.mean((0, 2, 3)).tolist()), tuple(pixels.std((0, 2, 3)).clamp_min(1e-3).tolist())
+    return from_pixels(images[index]), int(labels[index])
