@@ -23,28 +23,19 @@ from vitlab.cli import Parser, UserError, run_cli
 from vitlab.config import GROUPS, SETTINGS, in_groups
 from vitlab.files import write_text
 from vitlab.study import tables
+from vitlab.study.tables import duration, percent, portable_command
 
 START, END = "<!-- made by results.py -->", "<!-- end -->"
-HEADS = (
-    "run in `output/`", "model", "config or command", "parameters", "epochs", "seed", "test accuracy",
-    "95 % interval", "loss", "hardware", "images/s", "time",
-)  # fmt: skip
 
 
-def percent(share, digits=2):
-    return f"{100 * share:.{digits}f}"
+def command_of(name: str, report: dict) -> str:
+    """What to type: the run's config if it was made with that, else its command."""
+    config = f"configs/{name}.yaml"
+    return f"[`{config}`]({config})" if config in report["command"] else f"`{portable_command(report['command'])}`"
 
 
-def command_of(name, report):
-    """What to type: the run's config where it was made with that, else its command."""
-    config = Path("configs") / f"{name}.yaml"
-    if f"configs/{name}.yaml" in report["command"]:
-        return f"[`{config}`]({config})"
-    return f"`{tables.command(report['command'])}`"
-
-
-def row(folder):
-    """The cells of one run, in the order of HEADS."""
+def result_cells(folder: Path) -> dict[str, str]:
+    """One row of the table, of a run's folder: column title -> cell."""
     try:
         report = json.loads((folder / "report.json").read_text())
         config = yaml.safe_load((folder / "config.yaml").read_text())
@@ -55,49 +46,47 @@ def row(folder):
     if test is None:
         raise UserError(f"{folder} has no test result: it was trained with --no_test")
     low, high = test["ci95"]
-    name = config.get("model", "vit")
+    model = config.get("model", "vit")
     stem = {"linear": "patches", "conv": "conv stem"}[config["stem"]]
-    words = f"{stem}, {config['depth']} blocks {config['embed_dim']} wide, {config['pool']}"
-    return (
-        f"`{folder.name}`",
-        words if name == "vit" else TITLES[name],
-        command_of(folder.name, report),
-        f"{report['parameters'] / 1e6:.2f} M",
-        str(len(history)),
-        str(report["seed"]),
-        f"{percent(test['accuracy'])} %",
-        f"{percent(low, 1)} to {percent(high, 1)}",
-        f"{test['loss']:.3f}",
-        report["hardware"],
-        f"{report['images_per_second']:.0f}",
-        tables.duration(report["seconds"]),
-    )
+    vit = f"{stem}, {config['depth']} blocks {config['embed_dim']} wide, {config['pool']}"
+    return {
+        "run in `output/`": f"`{folder.name}`",
+        "model": vit if model == "vit" else TITLES[model],
+        "config or command": command_of(folder.name, report),
+        "parameters": f"{report['parameters'] / 1e6:.2f} M",
+        "epochs": str(len(history)),
+        "seed": str(report["seed"]),
+        "test accuracy": f"{percent(test['accuracy'], 2)} %",
+        "95 % interval": f"{percent(low)} to {percent(high)}",
+        "loss": f"{test['loss']:.3f}",
+        "hardware": report["hardware"],
+        "images/s": f"{report['images_per_second']:.0f}",
+        "time": duration(report["seconds"]),
+    }
 
 
-def weights(folder, models):
-    """A line on the run's best.pt, or nothing."""
-    file = models / folder.name / "best.pt"
-    if not file.exists():
-        return []
+def weights_cells(file: Path) -> tuple[str, str, str]:
+    """Path, size and checksum of a weights file."""
     contents = file.read_bytes()
-    return [(f"`{file.as_posix()}`", f"{len(contents) / 1e6:.1f} MB", f"`{hashlib.sha256(contents).hexdigest()}`")]
+    return f"`{file.as_posix()}`", f"{len(contents) / 1e6:.1f} MB", f"`{hashlib.sha256(contents).hexdigest()}`"
 
 
-def table(folders, models=Path("model")):
-    """Both tables as markdown."""
-    text = tables.markdown([HEADS, *(row(folder) for folder in folders)])
-    files = [line for folder in folders for line in weights(folder, models)]
-    return text + ("\n" + tables.markdown([("weights", "size", "sha256"), *files]) if files else "")
+def results_tables(folders: list[Path], models: Path = Path("model")) -> str:
+    """The table of the runs in these folders, and one of those of their best.pt that are in `models`."""
+    rows = [result_cells(folder) for folder in folders]
+    text = tables.markdown([tuple(rows[0]), *(tuple(row.values()) for row in rows)])
+    files = [file for folder in folders if (file := models / folder.name / "best.pt").exists()]
+    return text + ("\n" + tables.markdown([("weights", "size", "sha256"), *map(weights_cells, files)]) if files else "")
 
 
 def make_faithfulness(file: str) -> str:
     """The table of a report of visualize.py faithfulness."""
-    return tables.faithfulness(read_json(file, "visualize.py faithfulness"))
+    return tables.faithfulness_table(read_json(file, "visualize.py faithfulness"))
 
 
 def make_comparison(file: str) -> str:
     """A study of compare.py in short."""
-    return tables.study(read_json(file, "compare.py"), file)
+    return tables.study_summary(read_json(file, "compare.py"), file)
 
 
 def make_settings(chosen: str) -> str:
@@ -109,7 +98,7 @@ def make_settings(chosen: str) -> str:
                 f"settings: {name} is no group of settings and no setting; the groups are {', '.join(GROUPS)}"
             )
         names += in_groups(name) if name in GROUPS else [name]
-    return tables.settings(names)
+    return tables.settings_table(names)
 
 
 MADE = {"faithfulness": make_faithfulness, "comparison": make_comparison, "settings": make_settings}
@@ -169,12 +158,12 @@ def update(page: Path, folders: list[Path]) -> None:
         folders = folders or [Path("output") / name for name in names]
         if not folders:
             raise UserError(f"{page} has no rows yet; name run folders: python results.py output/NAME ...")
-        made = relative_links(table(folders), page)
+        made = relative_links(results_tables(folders), page)
     write_text(page, refill_tables(before + made + after, page))
     print(made + str(page))
 
 
-def main():
+def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("folders", nargs="*", type=Path, help="run folders; without any: those of the file's table")
     parser.add_argument(

@@ -1,6 +1,8 @@
 """metrics.py on numbers worked out by hand."""
 
+import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from vitlab.evaluation import metrics
 
@@ -28,3 +30,32 @@ def test_summary_and_table_and_confusion():
     assert rows[1] == {"class": "b", "precision": pytest.approx(2 / 3), "recall": 1.0, "f1": pytest.approx(0.8), "n": 2}
     assert rows[3]["n"] == 0
     assert metrics.confusion(labels, predictions, 3).tolist() == [[2, 1, 0], [0, 2, 0], [1, 0, 0]]
+
+
+def test_bootstrap_over_seeds_and_images_knows_both_spreads():
+    rng = np.random.default_rng(0)
+    seeds, images = rng.normal(0, 0.1, 8), rng.normal(0, 1, 500)
+    values = seeds[:, None] + images
+    low, high = metrics.bootstrap_seeds(values, images_differ=False, resamples=4000)
+    spread = (seeds.var() / 8 + images.var() / 500) ** 0.5  # of a sum of two independent means
+    assert (high - low) / 2 == pytest.approx(1.96 * spread, rel=0.07)
+    assert low < values.mean() < high
+    flat = metrics.bootstrap_seeds(np.repeat(images[None], 8, axis=0), images_differ=False, resamples=4000)
+    assert flat[1] - flat[0] < high - low
+
+
+def test_bootstrap_of_seeds_with_images_of_their_own():
+    rng = np.random.default_rng(0)
+    seeds = rng.normal(0, 0.1, 8)
+    values = seeds[:, None] + rng.normal(0, 1, (8, 500))
+    low, high = metrics.bootstrap_seeds(values, images_differ=True, resamples=4000)
+    spread = (values.mean(1).var() / 8 + 1 / (8 * 500)) ** 0.5
+    assert (high - low) / 2 == pytest.approx(1.96 * spread, rel=0.07)
+    assert low < values.mean() < high
+
+
+def test_mcnemar():
+    first = np.array([1] * 30 + [0] * 10 + [1] * 50)
+    second = np.array([0] * 30 + [1] * 10 + [1] * 50)
+    assert metrics.mcnemar(first, second) == pytest.approx(binomtest(10, 40).pvalue)
+    assert metrics.mcnemar(first, first) == 1.0

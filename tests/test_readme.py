@@ -113,7 +113,7 @@ def test_tables_are_those_that_results_py_makes(page, monkeypatch):
         _, inside, _ = results.split_at_marks(Path(page))
         names = re.findall(r"^\| `([\w-]+)` \|", inside, flags=re.M)
         assert names and inside == results.relative_links(
-            results.table([Path("output") / name for name in names]), Path(page)
+            results.results_tables([Path("output") / name for name in names]), Path(page)
         )
 
 

@@ -27,11 +27,11 @@ def test_a_row_is_the_report(page):
     text = (page / "README.md").read_text()
     assert text.startswith("before\n\n") and text.endswith(f"{results.END}\n\nafter\n")
     heads, _, cells = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")][:3]
-    found = dict(zip(heads, cells))
+    row = dict(zip(heads, cells))
     report = json.loads((page / "output/vit-layer4-8-digits/report.json").read_text())
-    assert found["test accuracy"] == f"{100 * report['test']['accuracy']:.2f} %"
-    assert found["loss"] == f"{report['test']['loss']:.3f}" and found["epochs"] == "4" and found["seed"] == "0"
-    assert found["config or command"] == "`train.py --dataset digits --epochs 4`"
+    assert row["test accuracy"] == f"{100 * report['test']['accuracy']:.2f} %"
+    assert row["loss"] == f"{report['test']['loss']:.3f}" and row["epochs"] == "4" and row["seed"] == "0"
+    assert row["config or command"] == "`train.py --dataset digits --epochs 4`"
     weights = (page / "model/vit-layer4-8-digits/best.pt").read_bytes()
     assert hashlib.sha256(weights).hexdigest() in text
 
@@ -56,7 +56,7 @@ def test_what_is_no_result_is_refused(page):
     assert_refused(run("results.py", "output/vit-layer4-8-digits", cwd=page), "--no_test")
     assert (page / "README.md").read_text() == before
     with pytest.raises(UserError, match="no finished run"):
-        results.row(ROOT)
+        results.result_cells(ROOT)
 
 
 def test_a_page_includes_the_settings():

@@ -1,22 +1,25 @@
 """Numbers in, numbers out: accuracy with its interval, F1, confusion.
 
-Labels and predictions are int64 arrays of n class indices; every share is in 0..1.
+Labels and predictions are int64 arrays of n class indices; shares are in 0..1.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 
-def wilson_interval(correct, n):
+def wilson_interval(correct: int, n: int) -> list[float]:
     """The 95 % Wilson score interval [low, high] of `correct` successes in n (Wilson, 1927)."""
     interval = binomtest(int(correct), int(n)).proportion_ci(0.95, method="wilson")
     return [float(interval.low), float(interval.high)]
 
 
-def summary(labels, predictions, loss):
-    """One split's result, as reports hold it: accuracy, ci95, loss, f1_macro, f1_weighted, n.
-    Macro F1 is over the classes that occur."""
+def summary(labels: ArrayLike, predictions: ArrayLike, loss: float) -> dict:
+    """The result on one split, as in reports: accuracy, ci95, loss, f1_macro, f1_weighted, n.
+    Macro F1 is the mean over the classes that occur."""
     labels, predictions = np.asarray(labels), np.asarray(predictions)
     correct, n = int((labels == predictions).sum()), len(labels)
     f1 = {
@@ -33,14 +36,14 @@ def summary(labels, predictions, loss):
     }
 
 
-def running(accuracy, loss, n):
-    """A result of which only running averages are known, as of the training images: of weights that
-    changed meanwhile, and so without an interval."""
+def running(accuracy: float, loss: float, n: int) -> dict:
+    """The result on the training images, from running averages over the last epoch. The weights changed
+    meanwhile, so there is no interval."""
     return {"accuracy": accuracy, "ci95": None, "loss": loss, "f1_macro": None, "f1_weighted": None, "n": n}
 
 
-def per_class(labels, predictions, classes):
-    """A dict for each class: name, precision, recall, f1, n (images of that class)."""
+def per_class(labels: ArrayLike, predictions: ArrayLike, classes: Sequence[str]) -> list[dict]:
+    """One dict for each class: class (its name), precision, recall, f1, n (images of that class)."""
     columns = precision_recall_fscore_support(labels, predictions, labels=range(len(classes)), zero_division=0)
     return [
         {"class": name, "precision": float(p), "recall": float(r), "f1": float(f), "n": int(n)}
@@ -48,49 +51,45 @@ def per_class(labels, predictions, classes):
     ]
 
 
-def confusion(labels, predictions, num_classes):
-    """C x C counts: row the true class, column the predicted one."""
+def confusion(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> np.ndarray:
+    """The confusion matrix, C x C counts: true class by row, predicted class by column."""
     return confusion_matrix(labels, predictions, labels=range(num_classes))
 
 
-def bootstrap_mean(values, *, resamples=10_000, seed=0):
+def bootstrap_mean(values: ArrayLike, *, resamples: int = 10_000, seed: int = 0) -> list[float]:
     """The 95 % percentile interval [low, high] of the mean of n values, by resampling them (Efron,
-    1979). Of paired differences it is the paired bootstrap."""
+    1979). For paired differences this is the paired bootstrap.
+
+    scipy.stats.bootstrap draws the same resamples, but rounds the last bit of a mean differently."""
     values = np.asarray(values, dtype=np.float64)
     rng = np.random.default_rng(seed)
     means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(resamples)]
     return np.quantile(means, [0.025, 0.975]).tolist()
 
 
-def bootstrap_crossed(values, *, resamples=10_000, seed=0):
-    """The 95 % percentile interval [low, high] of the mean of values seeds x images, by resampling both
-    the seeds and the images (the pigeonhole bootstrap: Owen, 2007). Of paired differences it is the
-    paired bootstrap."""
+def bootstrap_seeds(values: ArrayLike, *, images_differ: bool, resamples: int = 10_000, seed: int = 0) -> list[float]:
+    """The 95 % percentile interval [low, high] of the mean of values S x n (seeds x images), by
+    resampling both the seeds and the images. For paired differences this is the paired bootstrap.
+
+    If every seed was judged by the same images, one draw of images serves all seeds (the pigeonhole
+    bootstrap: Owen, 2007). If the images differ from seed to seed, each seed drawn gets its own draw.
+    """
     values = np.asarray(values, dtype=np.float64)
     seeds, images = values.shape
     rng = np.random.default_rng(seed)
-    means = [
-        values[rng.integers(seeds, size=seeds)].mean(0)[rng.integers(images, size=images)].mean()
-        for _ in range(resamples)
-    ]
-    return np.quantile(means, [0.025, 0.975]).tolist()
+
+    def resampled_mean() -> float:
+        drawn = values[rng.integers(seeds, size=seeds)]
+        if images_differ:
+            return np.mean([row[rng.integers(images, size=images)].mean() for row in drawn])
+        return drawn.mean(0)[rng.integers(images, size=images)].mean()
+
+    return np.quantile([resampled_mean() for _ in range(resamples)], [0.025, 0.975]).tolist()
 
 
-def bootstrap_nested(values, *, resamples=10_000, seed=0):
-    """bootstrap_crossed of seeds that have other images each: of each seed that is drawn its own images are."""
-    values = np.asarray(values, dtype=np.float64)
-    seeds, images = values.shape
-    rng = np.random.default_rng(seed)
-    means = [
-        np.mean([values[i, rng.integers(images, size=images)].mean() for i in rng.integers(seeds, size=seeds)])
-        for _ in range(resamples)
-    ]
-    return np.quantile(means, [0.025, 0.975]).tolist()
-
-
-def mcnemar(first, second):
-    """The exact two-sided p-value of McNemar's test (1947) that two models err equally often, of whether
-    each got each of the same n images right."""
+def mcnemar(first: ArrayLike, second: ArrayLike) -> float:
+    """The exact two-sided p-value of McNemar's test (1947) that two models err equally often. `first` and
+    `second` say for each of the same n images whether that model got it right."""
     first, second = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     only_first, only_second = int((first & ~second).sum()), int((~first & second).sum())
     if only_first + only_second == 0:

@@ -2,16 +2,29 @@
 
 import json
 import math
+from collections.abc import Container
 
+import torch
 import yaml
 
 from vitlab.cli import UserError
-from vitlab.config import SETTINGS, TrainConfig, flag, in_groups
-from vitlab.study.design import Cell
+from vitlab.config import TrainConfig, changed_settings, flag, in_groups
+from vitlab.models.registry import build_model
+from vitlab.study.design import Cell, Row, Study
+
+NOT_RECORDED = ("data_path", "num_workers")  # where and how a cell ran, not what it is
+RECORDED = [name for name in (*in_groups("data", "model", "recipe"), "seed") if name not in NOT_RECORDED]
 
 
-def plan(study, rates):
-    """Every cell of the study, those of seeds first; `rates` is a dict model -> learning rate."""
+def check_sizes(study: Study) -> None:
+    """UserError if the model of a row cannot be built. Builds shapes only, no weights."""
+    for row in study.rows():
+        with torch.device("meta"):
+            build_model(study.config(row, seed=study.seeds[0]))
+
+
+def plan(study: Study, rates: dict[str, float]) -> list[Cell]:
+    """Every cell of the study, those of seeds first; `rates` maps models to learning rates."""
     cells = []
     for row in study.rows():
         rate = chosen_rate(study, row, rates)
@@ -29,7 +42,7 @@ def plan(study, rates):
     return cells
 
 
-def chosen_rate(study, row, rates):
+def chosen_rate(study: Study, row: Row, rates: dict[str, float]) -> dict[str, float]:
     """The learning rate of a row's model as settings, with a min_lr that is not above it."""
     if row.model not in rates:
         return {}
@@ -37,57 +50,56 @@ def chosen_rate(study, row, rates):
     return {"learning_rate": rate, "min_lr": min(rate, study.settings.get("min_lr", TrainConfig.min_lr))}
 
 
-def trials(study):
-    """The cells that choose learning rates: for each model its first row with the most images."""
+def trials(study: Study) -> list[Cell]:
+    """The cells that choose learning rates: for each model its first row with the most images. Empty if a
+    learning rate is given."""
     if "learning_rate" in study.settings or "learning_rate" in study.grid or len(study.learning_rates) < 2:
         return []
     cells = []
     for model in study.models:
         rows = [row for row in study.rows() if row.model == model]
-        row = max(rows, key=lambda row: row.size or math.inf)  # of several the first
-        whole = study.config(row, seed=study.seeds[0])
-        epochs = study.lr_epochs or max(1, whole.epochs // 4)
-        shorter = {"epochs": epochs, "warmup_epochs": round(whole.warmup_epochs * epochs / whole.epochs, 6)}
-        if whole.warmup_steps:
-            shorter["warmup_steps"] = max(1, round(whole.warmup_steps * epochs / whole.epochs))
-        shorter["val_split"] = whole.val_split or 0.1
+        row = max(rows, key=lambda row: row.size or math.inf)  # the first, if several have as many
+        full = study.config(row, seed=study.seeds[0])
+        epochs = study.lr_epochs or max(1, full.epochs // 4)
+        shorter = {"epochs": epochs, "warmup_epochs": round(full.warmup_epochs * epochs / full.epochs, 6)}
+        if full.warmup_steps:
+            shorter["warmup_steps"] = max(1, round(full.warmup_steps * epochs / full.epochs))
+        shorter["val_split"] = full.val_split or 0.1
         for rate in study.learning_rates:
             name = f"trial-{model}-lr{rate:g}"
             more = {**row.settings, **shorter, "folder_name": name, "learning_rate": rate}
-            more["min_lr"] = min(rate, whole.min_lr)
+            more["min_lr"] = min(rate, full.min_lr)
             cells.append(Cell(name, row, "trial", study.config(row, seed=study.seeds[0], **more), False))
     return cells
 
 
-def what_was_set(config):
-    """The settings by which a cell is known: all but where and how it runs."""
-    names = [name for name in in_groups("data", "model", "recipe") if name not in ("data_path", "num_workers")]
-    return json.loads(json.dumps({name: getattr(config, name) for name in (*names, "seed")}))
+def recorded_settings(config: TrainConfig) -> dict:
+    """The settings that identify a cell, as JSON holds them: all but where and how it runs."""
+    return json.loads(json.dumps({name: getattr(config, name) for name in RECORDED}))
 
 
-def finished(study, cell, *, but=()):
-    """The result of a finished cell; None of another. UserError where it was begun with other settings (`but`
-    those)."""
+def finished_result(study: Study, cell: Cell, *, ignoring: Container[str] = ()) -> dict | None:
+    """The result of a finished cell, None if it is not finished. Raises UserError if it was begun with other
+    settings, those in `ignoring` aside."""
     folder = study.folder / cell.name
     if not (folder / "config.yaml").exists():
         return None
     before = yaml.safe_load((folder / "config.yaml").read_text())
-    for name, value in what_was_set(cell.config).items():
-        was = before.get(name, SETTINGS[name].default)
-        if was != value and name not in but:
-            raise UserError(
-                f"{study.folder} holds another study: {cell.name} had {flag(name)} {was}, not {value}; give another "
-                "--folder_name"
-            )
+    names = [name for name in RECORDED if name not in ignoring]
+    for name, (was, now) in changed_settings(before, cell.config, names).items():
+        raise UserError(
+            f"{study.folder} holds another study: {cell.name} had {flag(name)} {was}, not {now}; give another "
+            "--folder_name"
+        )
     result = json.loads((folder / "cell.json").read_text()) if (folder / "cell.json").exists() else {}
     return result if result and (result["test"] or not cell.test) else None
 
 
-def refuse_others(study):
-    """UserError where the folder holds cells of other settings, or finished ones that the study does not have."""
+def check_folder(study: Study) -> None:
+    """UserError if the folder holds cells with other settings, or finished ones that the study does not have."""
     cells = [*plan(study, {}), *trials(study)]
     for cell in cells:
-        finished(study, cell, but=("learning_rate", "min_lr"))  # which are chosen later
+        finished_result(study, cell, ignoring=("learning_rate", "min_lr"))  # they are chosen later
     known = {cell.name for cell in cells}
     for file in sorted(study.folder.glob("*/cell.json")):
         if file.parent.name not in known and not file.parent.name.startswith("trial-"):

@@ -1,170 +1,170 @@
-"""Numbers -> tables in markdown."""
+"""Numbers -> tables in markdown: of comparisons, of the faithfulness of attention maps, of settings. No torch."""
 
-import math
 import re
 import textwrap
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from vitlab.config import SETTINGS
 from vitlab.settings import Setting
+from vitlab.study.rows import Difference, ResultRow, Spread
 
 
-def markdown(rows):
-    """Rows of cells, the first the heads."""
-    heads, *others = rows
-    lines = [heads, ["---"] * len(heads), *others]
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A markdown table of rows of cells; the first row holds the column titles."""
+    titles, *others = rows
+    lines = [titles, ["---"] * len(titles), *others]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def faithfulness(report):
-    """visualize.py faithfulness's report as markdown: areas, and differences to random orders."""
-    kinds = ("mean_deletion", "mean_insertion", "blur_deletion", "blur_insertion")
-    lines = [("map", "deletion, mean", "insertion, mean", "deletion, blur", "insertion, blur")]
-    for row in report["rows"]:
-        cells = [row["map"]]
-        for kind in kinds:
-            cell = row[kind]
-            words = f"{cell['area']:.3f}"
-            if "ci95" in cell:
-                low, high = cell["ci95"]
-                words += f" ({low:+.3f} to {high:+.3f})"
-                better = high < 0 if kind.endswith("deletion") else low > 0
-                words = f"**{words}**" if better else words
-            cells.append(words)
-        lines.append(cells)
-    return markdown(lines)
-
-
-def command(line):
-    """A command line without what is of one machine alone."""
+def portable_command(line: str) -> str:
+    """A command line without the flags that belong to one machine."""
     return re.sub(r" --(data_path|output_path|model_path|resume|save_every_n_steps) \S+", "", line)
 
 
-def duration(seconds):
+def duration(seconds: float) -> str:
+    """Seconds, or minutes from two on."""
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
-def points(share):
-    """A difference of shares in percentage points."""
+def percent(share: float, digits: int = 1) -> str:
+    """A share of 0..1 in percent, without the sign."""
+    return f"{100 * share:.{digits}f}"
+
+
+def points(share: float) -> str:
+    """A difference of shares in percentage points, with its sign."""
     return f"{100 * share:+.1f}"
 
 
-def spread(found):
-    """A findings.spread in percent: the mean, with the standard deviation of several."""
-    if found is None:
-        return ""
-    words = f"{100 * found['mean']:.1f}"
-    return words + (f" ± {100 * found['sd']:.1f}" if found["sd"] is not None else "")
-
-
-def p_value(p):
-    """McNemar's in words."""
+def p_value(p: float) -> str:
+    """The p-value of McNemar's test."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
-def difference(vs, *more):
-    """The "vs" of a row in points, with its interval."""
-    low, high = map(points, vs["ci95"])
-    return f"{points(vs['difference'])} ({'; '.join([f'{low} to {high}', *more])})"
+def format_spread(spread: Spread | None) -> str:
+    """Shares in percent: the mean, and the standard deviation of several."""
+    if spread is None:
+        return ""
+    return percent(spread.mean) + (f" ± {percent(spread.sd)}" if spread.sd is not None else "")
 
 
-def of_most_images(lines):
-    """Those of findings.summarise's rows that have the most training images."""
-    sizes = [found["train_size"] or math.inf for found in lines]  # None: all there are
-    return [found for found, size in zip(lines, sizes) if size == max(sizes)]
+def format_difference(vs: Difference, *more: str) -> str:
+    """A difference in points, with its interval and `more` in parentheses."""
+    low, high = map(points, vs.ci95)
+    return f"{points(vs.difference)} ({'; '.join([f'{low} to {high}', *more])})"
 
 
-def comparison_note(lines):
-    """What the columns of `comparison` are, in words."""
-    tested = any(found["split"] == "test" for found in lines)
-    words = (
+def comparison_table(rows: list[ResultRow], brief: bool = False) -> str:
+    """A comparison as markdown, without empty columns; epochs only if they differ. Brief: without ensembles and
+    cross-validations, and if the test images were read with test accuracy as the only measure."""
+    if brief:
+        rows = [row for row in rows if row.kind == "seeds"]
+    cells = [comparison_cells(row, brief) for row in rows]
+    columns = {title: [row[title] for row in cells] for title in cells[0]}
+    if len({row.epochs for row in rows}) == 1:
+        del columns["epochs"]
+    filled = {title: column for title, column in columns.items() if any(column)}
+    return markdown([tuple(filled), *zip(*filled.values())])
+
+
+def comparison_cells(row: ResultRow, brief: bool) -> dict[str, str]:
+    """One row of comparison_table: column title -> cell."""
+    test = row.test
+    measures = not (test and brief)
+    interval = f" ({percent(row.ci95[0])} to {percent(row.ci95[1])})" if row.ci95 else ""
+    return {
+        "row": str(row.number),
+        "model": row.title,
+        "parameters": f"{row.parameters / 1e6:.2f} M",
+        "MFLOPs": f"{row.flops / 1e6:.1f}",
+        "epochs": str(row.epochs),
+        "learning rate": f"{row.learning_rate:g}",
+        "best val, %": (format_spread(row.best_val) + interval * (row.split == "val")) * measures,
+        "final train, %": format_spread(row.final_train) * measures,
+        "test, %": format_spread(test and test["accuracy"]) + interval * (row.split == "test"),
+        "loss": f"{test['loss'].mean:.3f}" if test and measures else "",
+        "F1, weighted": f"{test['f1_weighted'].mean:.3f}" if test and measures else "",
+        "difference, points": f"{format_difference(row.vs, p_value(row.vs.mcnemar_p))} to row {row.vs.row}"
+        if row.vs
+        else "",
+        "images/s": f"{row.images_per_second:.0f}" if row.images_per_second else "",
+        "time": duration(row.seconds),
+    }
+
+
+def comparison_note(rows: list[ResultRow]) -> str:
+    """What the columns of comparison_table are."""
+    tested = any(row.split == "test" for row in rows)
+    note = (
         "Test: with the weights of the best epoch on validation, where there is a validation split, else of the last."
         if tested
         else "The test images were not read; validation: the best epoch, chosen and judged by the same images."
     )
-    words += " In parentheses 95 % intervals, of a single training over the images"
-    if any(len(found["cells"]) > 1 for found in lines):
-        words += (
+    note += " In parentheses 95 % intervals, of a single training over the images"
+    if any(len(row.cells) > 1 for row in rows):
+        note += (
             ", of several over images and seeds by the bootstrap, which makes them too narrow where the seeds are as "
             "few as two or three; ± standard deviations over the trainings"
         )
-    gaps = [found["vs"]["seeds"] for found in lines if found["vs"]]
-    if gaps:
-        words += "; p by McNemar's test" + ", the largest of the seeds" * (max(gaps) > 1)
-    if any(found["kind"] == "folds" for found in lines):
-        words += "; folds: the best epoch on the part that was held out"
+    seeds = [row.vs.seeds for row in rows if row.vs]
+    if seeds:
+        note += "; p by McNemar's test" + ", the largest of the seeds" * (max(seeds) > 1)
+    if any(row.kind == "folds" for row in rows):
+        note += "; folds: the best epoch on the part that was held out"
     return textwrap.fill(
-        f"{words}. Final train: running accuracy of the last epoch, on augmented images.", 118, break_on_hyphens=False
+        f"{note}. Final train: running accuracy of the last epoch, on augmented images.", 118, break_on_hyphens=False
     )
 
 
-def comparison(lines, brief=False):
-    """findings.summarise's rows as markdown, without columns that are empty; epochs where they differ. Brief: without
-    ensembles and cross-validation, and of the measures the test accuracy alone, where there is one."""
-    rows = [
-        ("row", "model", "parameters", "MFLOPs", "epochs", "learning rate", "best val, %", "final train, %", "test, %",
-         "loss", "F1, weighted", "difference, points", "images/s", "time"),
-    ]  # fmt: skip
-    if brief:
-        lines = [found for found in lines if found["kind"] == "seeds"]
-    epochs_differ = len({found["epochs"] for found in lines}) > 1
-    for found in lines:
-        test, vs, interval = found["test"], found["vs"], ""
-        full = not (test and brief)
-        if found["ci95"]:
-            low, high = found["ci95"]
-            interval = f" ({100 * low:.1f} to {100 * high:.1f})"
-        gap = ""
-        if vs:
-            gap = f"{difference(vs, p_value(vs['mcnemar_p']))} to row {vs['row']}"
-        rows.append(
-            (
-                str(found["number"]),
-                found["title"],
-                f"{found['parameters'] / 1e6:.2f} M",
-                f"{found['flops'] / 1e6:.1f}",
-                str(found["epochs"]) * epochs_differ,
-                f"{found['learning_rate']:g}",
-                (spread(found["best_val"]) + interval * (found["split"] == "val")) * full,
-                spread(found["final_train"]) * full,
-                spread(test and test["accuracy"]) + interval * (found["split"] == "test"),
-                f"{test['loss']['mean']:.3f}" if test and full else "",
-                f"{test['f1_weighted']['mean']:.3f}" if test and full else "",
-                gap,
-                f"{found['images_per_second']:.0f}" if found["images_per_second"] else "",
-                duration(found["seconds"]),
-            )
-        )
-    filled = [column for column in zip(*rows) if any(column[1:])]
-    return markdown(list(zip(*filled)))
-
-
-def study(contents, file):
-    """A study's final_results.json, which lies in `file`, in short: protocol, brief table and where the rest is."""
-    rest = f"{PurePosixPath(file).parent}/RESULTS.md"
+def study_summary(contents: dict, file: str) -> str:
+    """A comparison in short: protocol, brief table, and where the rest is. `contents` is its
+    final_results.json, `file` the path of that."""
+    page = f"{PurePosixPath(file).parent}/RESULTS.md"
+    rows = [ResultRow.from_dict(row) for row in contents["rows"]]
     return (
-        f"{contents['protocol']}. By `python {command(contents['command'])}`; every measure and what the "
-        f"rows say: [`{rest}`]({rest}).\n\n{comparison(contents['rows'], brief=True)}"
+        f"{contents['protocol']}. By `python {portable_command(contents['command'])}`; every measure and what the "
+        f"rows say: [`{page}`]({page}).\n\n{comparison_table(rows, brief=True)}"
     )
 
 
-def settings(names: list[str]) -> str:
+def faithfulness_table(report: dict) -> str:
+    """The report of visualize.py faithfulness as markdown: areas, and differences to random orders."""
+    kinds = ("mean_deletion", "mean_insertion", "blur_deletion", "blur_insertion")
+    rows = [("map", "deletion, mean", "insertion, mean", "deletion, blur", "insertion, blur")]
+    for row in report["rows"]:
+        rows.append([row["map"], *(area_cell(row[kind], lower=kind.endswith("deletion")) for kind in kinds)])
+    return markdown(rows)
+
+
+def area_cell(curve: dict, *, lower: bool) -> str:
+    """An area with its difference to random orders; in bold if that is significantly better (`lower`: below 0)."""
+    text = f"{curve['area']:.3f}"
+    if "ci95" not in curve:
+        return text
+    low, high = curve["ci95"]
+    text += f" ({low:+.3f} to {high:+.3f})"
+    return f"**{text}**" if (high < 0 if lower else low > 0) else text
+
+
+def settings_table(names: list[str]) -> str:
     """Settings of TrainConfig as markdown: every spelling of the flag, default, help."""
     return markdown([("flag", "default", "meaning"), *(setting_cells(SETTINGS[name]) for name in names)])
 
 
 def setting_cells(setting: Setting) -> tuple[str, str, str]:
-    """One row of `settings`. A default that depends on other settings is told in the help: "(default: all)"."""
+    """One row of settings_table. A default that depends on other settings is told in the help: "(default: all)"."""
     spellings = [*setting.spellings, *([f"--no-{setting.name}"] if setting.default is True else [])]
-    told = re.search(r" ?\(default: (.*?)\)", setting.help)
-    meaning = setting.help.replace(told[0], "") if told else setting.help
+    default, meaning = format_default(setting.default), setting.help
+    if told := re.search(r" ?\(default: (.*?)\)", meaning):
+        default, meaning = told[1], meaning.replace(told[0], "")
     meaning = re.sub(r"--\w+", r"`\g<0>`", meaning)
     if setting.choices:
         meaning = f"{', '.join(f'`{choice}`' for choice in setting.choices)}: {meaning}"
-    return ", ".join(f"`{spelling}`" for spelling in spellings), told[1] if told else default(setting.default), meaning
+    return ", ".join(f"`{spelling}`" for spelling in spellings), default, meaning
 
 
-def default(value: object) -> str:
+def format_default(value: object) -> str:
     """A default as one types it: 5e-4, 512 256, on."""
     if isinstance(value, bool):
         return "on" if value else "off"
@@ -173,82 +173,3 @@ def default(value: object) -> str:
     if isinstance(value, float):
         return f"{value:g}" if value == 0 or value >= 1e-3 else f"{value:.0e}".replace("e-0", "e-")
     return "" if value is None else str(value)
-
-
-def takeaways(lines):
-    """What the rows of a comparison say, in sentences that name their rows."""
-    plain = [found for found in lines if found["kind"] == "seeds" and found["accuracy"]]
-    said = []
-    if not plain:
-        return said
-    words = "test accuracy" if plain[0]["split"] == "test" else "validation accuracy"
-
-    def accuracy(found):
-        return found["accuracy"]["mean"]
-
-    def verdict(vs):
-        low, high = vs["ci95"]
-        if low <= 0 <= high:
-            return "with these seeds and images not to be told from none"
-        return f"McNemar's {p_value(vs['mcnemar_p'])}{', the largest of the seeds' * (vs['seeds'] > 1)}"
-
-    full = of_most_images(plain)
-    best = max(full, key=accuracy)
-    said.append(f"Highest {words}: {best['title']}, {100 * accuracy(best):.1f} % (row {best['number']}).")
-    for found in full:
-        if found["vs"]:
-            vs = found["vs"]
-            way = "more" if vs["difference"] > 0 else "less"
-            said.append(
-                f"{found['title']} gets {abs(100 * vs['difference']):.1f} points {way} than {vs['title']} "
-                f"({points(vs['ci95'][0])} to {points(vs['ci95'][1])}; rows {found['number']} and {vs['row']}): "
-                f"{verdict(vs)}."
-            )
-
-    sizes = sorted({found["train_size"] for found in plain if found["train_size"]})
-    if len(sizes) > 1:
-        series = {}
-        for found in plain:
-            if found["train_size"]:
-                name = found["row"].replace(f", {found['train_size']:,} images", "", 1)
-                series.setdefault(name, {})[found["train_size"]] = found
-        for name, by_size in series.items():
-            few, many = by_size.get(sizes[0]), by_size.get(sizes[-1])
-            if few is None or many is None:
-                continue
-            text = (
-                f"{name}: from {sizes[0]:,} to {sizes[-1]:,} training images the {words} goes from "
-                f"{100 * accuracy(few):.1f} to {100 * accuracy(many):.1f} %"
-            )
-            if few["vs"] and many["vs"]:
-                text += (
-                    f", and the difference to {many['vs']['title'].split(',')[0]} from {difference(few['vs'])} to "
-                    f"{difference(many['vs'])} points"
-                )
-            said.append(f"{text} (rows {few['number']} and {many['number']}).")
-
-    patches = [found for found in full if found["patch_size"]]
-    if len({found["patch_size"] for found in patches}) > 1:
-        order = sorted(patches, key=lambda found: found["patch_size"])
-        text = ", ".join(
-            f"{found['patch_size']} pixels {100 * accuracy(found):.1f} % at {found['flops'] / 1e6:.0f} MFLOPs "
-            f"(row {found['number']})"
-            for found in order
-        )
-        said.append(f"By patch size: {text}.")
-
-    gap = max(full, key=lambda found: found["final_train"]["mean"] - accuracy(found))
-    if gap["final_train"]["mean"] > accuracy(gap):
-        said.append(
-            f"The largest gap between the last epoch's training accuracy and the {words} is "
-            f"{100 * (gap['final_train']['mean'] - accuracy(gap)):.1f} points: {gap['title']} (row {gap['number']})."
-        )
-    gains = []
-    for found in lines:
-        single = next((other for other in full if other["cells"] == found["cells"]), None)
-        if found["kind"] == "ensemble" and single:
-            gain = points(accuracy(found) - accuracy(single))
-            gains.append(f"{single['title']} {gain} (rows {found['number']} and {single['number']})")
-    if gains:
-        said.append(f"Ensembles of the seeds, in points over the mean of their members: {', '.join(gains)}.")
-    return said
