@@ -16,7 +16,7 @@ FLOORS = [
     ["vitlab.datasets", "vitlab.pictures", "vitlab.evaluation"],
     ["vitlab.checkpoint"],
     ["vitlab.training", "vitlab.views"],
-    ["vitlab.study"],
+    ["vitlab.study", "vitlab.speed"],
     ["train", "test", "visualize", "compare", "benchmark", "results", "export", "download", "demos"],
 ]
 STILL_LONG = {"vitlab.training.epoch", "vitlab.training.loop", "demos.diagrams", "visualize"}

@@ -1,0 +1,74 @@
+"""What benchmark.py measures, and what it refuses."""
+
+import json
+
+import pytest
+import torch
+from conftest import ROOT, assert_refused, run
+
+import benchmark
+from vitlab import speed
+from vitlab.cli import UserError
+from vitlab.config import TrainConfig
+
+SMALL = dict(dataset="cifar10", image_size=16, n_layers=1, embed_dim=32, learning_rate=1e-3)
+
+
+def test_every_candidate_trains_and_takes_its_turn():
+    config = TrainConfig.create(**SMALL)
+    images, labels = torch.randn(8, 3, 16, 16), torch.randint(10, (8,))
+    candidates = speed.make_candidates(config, images, labels, None)
+    assert list(candidates)[:2] == ["ours", "textbook"]
+    for step in candidates.values():
+        first, *_, last = (step() for _ in range(10))
+        assert last < first
+    seconds = speed.time_steps(candidates, 3)
+    assert all(len(times) == 3 and min(times) > 0 for times in seconds.values())
+
+
+def test_the_textbook_model_is_the_same_function():
+    config = TrainConfig.create(**SMALL)
+    ours, textbook = speed.build_model(config).eval(), speed.textbook_model(config).eval()
+    state = ours.state_dict()
+    for i, kind in ((i, kind) for i in range(config.depth) for kind in ("weight", "bias")):
+        q, k, v = state.pop(f"blocks.{i}.attn.qkv.{kind}").chunk(3)
+        names = dict(queries=q, keys=k, values=v, out_projection=state.pop(f"blocks.{i}.attn.proj.{kind}"))
+        state.update({f"blocks.{i}.attn.{name}.{kind}": value for name, value in names.items()})
+    textbook.load_state_dict(state)
+    images = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(textbook(images), ours(images))
+
+
+def test_a_process_is_timed_and_its_memory_measured():
+    seconds, peak = benchmark.start(["-c", "import time; x = bytearray(300_000_000); time.sleep(0.2)"])
+    assert seconds > 0.2 and peak > 300
+    with pytest.raises(UserError, match="fails; run it to see why"):
+        benchmark.start(["-c", "raise SystemExit(3)"])
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--rounds", 0], ["--rounds 0", "from 1 on"]),
+        (["--rounds", "few"], ["--rounds few"]),
+        (["--device", "tpu"], ["tpu"]),
+        (["--colour", "red"], ["--colour"]),
+        (["--epochs", 2], ["--epochs"]),
+    ],
+)
+def test_bad_flags_are_refused(flags, words):
+    assert_refused(run("benchmark.py", *flags), *words)
+
+
+@pytest.mark.slow
+def test_the_report_has_every_part(tmp_path):
+    flags = "--rounds 2 --batch_size 4 --n_layers 1 --embed_dim 32".split()
+    done = run("benchmark.py", *flags, "--device", "cpu", "--output_path", tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "benchmark/report.json").read_text())
+    assert list(report) == ["hardware", "torch", "config", "steps", "augmentation", "seeing", "cold_start"]
+    assert len(report["steps"]["ours"]["seconds"]) == 2
+    cold = report["cold_start"]
+    assert 0 < cold["help"]["export.py"]["peak_mb"] < 150  # without torch, and without what a parent used
+    assert set(cold["help"]) == {path.name for path in ROOT.glob("*.py")}
+    assert cold["prediction"]["beyond_torch"] == cold["prediction"]["seconds"] - cold["prediction"]["import_torch"]

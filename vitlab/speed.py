@@ -1,0 +1,149 @@
+"""What benchmark.py times: training steps next to those of other implementations, augmentation, attention extraction.
+
+textbook  separate query, key and value projections, the softmax written out, float32, AdamW unfused
+timm      timm's VisionTransformer, dtype and optimiser like ours
+"""
+
+import contextlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+from tqdm import trange
+
+from vitlab.attention.maps import to_grid
+from vitlab.config import TrainConfig
+from vitlab.datasets.augment import POLICIES
+from vitlab.hardware import autocast
+from vitlab.models.registry import build_model
+from vitlab.pictures import canvas
+from vitlab.pictures.tiles import attention_frames
+from vitlab.training.optimizers import make_optimizers
+
+
+class TextbookAttention(nn.Module):
+    """Multi-head self-attention as tutorials write it."""
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.queries, self.keys, self.values, self.out_projection = (nn.Linear(dim, dim) for _ in range(4))
+
+    def forward(self, x: torch.Tensor, return_attention: bool = False) -> tuple[torch.Tensor, None]:  # B x N x D
+        B, N, D = x.shape
+        q, k, v = (
+            layer(x).view(B, N, self.num_heads, -1).transpose(1, 2) for layer in (self.queries, self.keys, self.values)
+        )
+        scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
+        x = torch.softmax(scores, dim=-1) @ v
+        return self.out_projection(x.transpose(1, 2).reshape(B, N, D)), None
+
+
+def textbook_model(config: TrainConfig) -> nn.Module:
+    """Our model with its attention and dropout written the tutorials' way."""
+    model = build_model(config)
+    for block in model.blocks:
+        block.attn = TextbookAttention(config.embed_dim, config.num_heads)
+        block.mlp.drop = nn.Dropout(config.drop_rate)
+    return model
+
+
+def timm_model(config: TrainConfig) -> nn.Module:
+    """timm's VisionTransformer of the same architecture. Raises ImportError if timm is not installed or has no such
+    architecture."""
+    if config.stem != "linear" or config.head != "linear" or config.pool == "seq" or config.drop_path_rate:
+        raise ImportError("a stem, a pooling, a head or stochastic depth of our own")
+    from timm.models.vision_transformer import VisionTransformer
+
+    names = ("img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads", "mlp_ratio")
+    model = VisionTransformer(
+        **{name: getattr(config, name) for name in (*names, "qkv_bias", "attn_drop_rate")},
+        global_pool="token" if config.pool == "cls" else "avg",
+    )
+    for block in model.blocks:
+        block.mlp.drop1 = nn.Dropout(config.drop_rate)
+    return model
+
+
+def make_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor, amp
+) -> Callable[[], float]:
+    """A function that takes one training step on that batch, in the autocast dtype `amp` (None: float32), waits for
+    it, and returns the loss."""
+
+    def step():
+        with autocast(images.device, amp):
+            loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return step
+
+
+def make_candidates(config: TrainConfig, images: torch.Tensor, labels: torch.Tensor, amp) -> dict[str, Callable]:
+    """One training step of each implementation, by name: "ours", "textbook" and, if it is installed, "timm"."""
+    device = images.device
+    ours = build_model(config).to(device)
+    candidates = {"ours": make_step(ours, make_optimizers(ours, config)[0], images, labels, amp)}
+    textbook = textbook_model(config).to(device)
+    unfused = torch.optim.AdamW(textbook.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    candidates["textbook"] = make_step(textbook, unfused, images, labels, None)
+    with contextlib.suppress(ImportError):
+        timms = timm_model(config).to(device)
+        candidates["timm"] = make_step(timms, make_optimizers(timms, config)[0], images, labels, amp)
+    return candidates
+
+
+def time_steps(candidates: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each candidate's steps, name -> one value per round. They take turns, one step each a round, after
+    two rounds that are not timed."""
+    seconds = {name: [] for name in candidates}
+    for number in trange(rounds + 2, desc="rounds", leave=False, disable=None):
+        for name, step in candidates.items():
+            began = time.perf_counter()
+            step()
+            if number >= 2:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def time_augmentation(images: torch.Tensor, rounds: int) -> dict[str, float]:
+    """Median seconds of each augmentation policy on a batch of that shape, name -> seconds."""
+    pixels = torch.rand(images.shape, device=images.device)
+    medians = {}
+    for name, policy in POLICIES.items():
+        seconds = []
+        for _ in range(rounds):
+            began = time.perf_counter()
+            policy(pixels, torch.Generator()).flatten()[0].item()  # item: wait for an accelerator
+            seconds.append(time.perf_counter() - began)
+        medians[name] = statistics.median(seconds)
+    return medians
+
+
+def time_attention(device: torch.device) -> dict[str, float]:
+    """Time attention extraction and a GIF for a 12-block model: what was done -> seconds."""
+    model = build_model(TrainConfig.create(depth=12)).to(device).eval()
+    images = torch.randn(100, 3, 32, 32, device=device)
+    with torch.no_grad():
+        model(images[:2], return_attention=True)  # warm up
+        began = time.perf_counter()
+        _, attention = model(images, return_attention=True)
+        maps = to_grid(attention[:, :, :, 0]).cpu()  # B x L x H x G x G, attention from CLS
+    seconds = {"attention of 100 images": time.perf_counter() - began}
+    began = time.perf_counter()
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8))
+    titled = [(f"layer {i}, head {j}", values) for i, layer in enumerate(maps[0]) for j, values in enumerate(layer)]
+    frames = attention_frames(picture, titled, title="attention from CLS", captions=("", ""), note="")
+    with tempfile.TemporaryDirectory() as folder:
+        canvas.save_gif(frames, Path(folder) / "benchmark.gif", frame_ms=400)
+    return {**seconds, f"a GIF of {len(frames)} frames": time.perf_counter() - began}
