@@ -98,8 +98,8 @@ class ConvStem(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention (appendix A): by torch's fused kernel, or, if the attention is asked for,
-    with the softmax written out; so too in bfloat16 on a CPU, where the kernel's backward pass is slower."""
+    """Multi-head self-attention (appendix A): by torch's fused kernel, or with the softmax written out if the attention
+    is to be returned. Also written out in bfloat16 on a CPU, because the kernel's backward pass is slower there."""
 
     def __init__(self, dim, *, num_heads, qkv_bias, attn_drop_rate):
         super().__init__()

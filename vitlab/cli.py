@@ -1,29 +1,31 @@
-"""What every script shares: argument parsers, and errors of the user in one line."""
+"""What every script shares: its argument parser, and the user's errors in one line."""
 
 import argparse
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 
 class UserError(Exception):
-    """Something the user can put right: one line that names the value and the remedy."""
+    """An error that the user can put right: one line that names the value and the remedy."""
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with errors in one line and no abbreviated flags."""
+    """argparse.ArgumentParser, but errors are a UserError and flags cannot be abbreviated."""
 
     def __init__(self, **kwargs):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse; the flag leads the message."""
         raise UserError(re.sub(r"^argument (\S+): ", r"\1: ", message))
 
 
 def whole_number(flag: str, *, low: int = 0, high: int | None = None) -> Callable[[object], int]:
-    """A reader of whole numbers from `low` to `high`, for argparse's `type=` and for YAML; it raises
-    UserError, naming the flag and the range."""
+    """A function that reads a whole number from `low` to `high` (None: no limit), for argparse's `type=` and for YAML.
+    It raises UserError, naming the flag and the range."""
 
     def read(value: object) -> int:
         text = str(value)
@@ -41,8 +43,9 @@ def check_folder_name(name: str) -> None:
         raise UserError(f"--folder_name {name!r}: give a plain name; --output_path says where")
 
 
-def run_cli(main: Callable[[], int | None]) -> None:
-    """Run a script's main() and exit: UserError becomes one line on stderr and exit status 2."""
+def run_cli(main: Callable[[], int | None]) -> NoReturn:
+    """Run a script's main() and exit with what it returns (None: 0). A UserError becomes one line on stderr and exit
+    status 2, Ctrl-C exit status 130."""
     try:
         sys.exit(main())
     except UserError as error:

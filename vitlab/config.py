@@ -4,7 +4,7 @@
     config = TrainConfig.from_args(sys.argv[1:])                 # from a command line
 
 Settings, weakest first: the defaults below, the data set's own (catalog.DATASETS), the YAML file of
---config, the flags. A setting goes by its field name, which is timm's where timm has one, or by the
+--config, the flags. A setting goes by its field name, which is timm's if timm has one, or by the
 older spelling; both work as a flag, as a YAML key and as a keyword.
 """
 
@@ -23,7 +23,7 @@ GROUPS = ("data", "model", "recipe", "run")
 
 @dataclass
 class DataSettings:
-    """Which images, and what is done to them."""
+    """Which images are used, and what is done to them."""
 
     dataset: str = setting("cifar10", "cifar10, cifar100, digits (bundled: no download) or folder")
     data_path: str = setting("./data", "where data sets lie, or are downloaded to; of folder: the images")
@@ -150,8 +150,8 @@ class TrainConfig(RunSettings, RecipeSettings, ModelSettings, DataSettings):  # 
 
     @classmethod
     def create(cls, *layers: dict, **settings) -> "TrainConfig":
-        """A complete, checked config from dicts of settings, weakest first, and keywords; UserError, naming
-        the value, if something does not fit."""
+        """A complete, checked config from dicts of settings, weakest first, and keywords, which are strongest.
+        Raises UserError, naming the value, if something does not fit."""
         given = {}
         for layer in (*layers, settings):
             given.update(read_settings(layer))
@@ -171,8 +171,9 @@ class TrainConfig(RunSettings, RecipeSettings, ModelSettings, DataSettings):  # 
         return config
 
     @classmethod
-    def from_args(cls, argv: list[str] | None = None, groups=GROUPS, **parser_args) -> "TrainConfig":
-        """The config of a command line; `groups` are the settings that it offers."""
+    def from_args(cls, argv: list[str] | None = None, groups: tuple[str, ...] = GROUPS, **parser_args) -> "TrainConfig":
+        """The config of a command line (None: of this process). `groups` are the groups of settings that have flags,
+        `parser_args` go to the Parser. Raises UserError as create does."""
         parser = Parser(**parser_args)
         parser.add_argument("--config", metavar="FILE.yaml", help="settings to start from")
         for group in groups:
@@ -236,10 +237,12 @@ class TrainConfig(RunSettings, RecipeSettings, ModelSettings, DataSettings):  # 
 
     @property
     def checkpoint_folder(self) -> Path:
+        """Where the run's checkpoints go: MODEL_PATH/NAME."""
         return Path(self.model_path) / self.folder_name
 
     @property
     def output_folder(self) -> Path:
+        """Where the run's curves, pictures and report go: OUTPUT_PATH/NAME."""
         return Path(self.output_path) / self.folder_name
 
 
@@ -253,12 +256,13 @@ def flag(name: str) -> str:
 
 
 def in_groups(*groups: str) -> list[str]:
-    """The names of the settings in those of GROUPS."""
+    """The names of the settings in these groups (of GROUPS), in order."""
     return [name for name, known in SETTINGS.items() if known.group in groups]
 
 
 def read_settings(raw: dict) -> dict:
-    """Settings by their field names, in their types; UserError at an unknown one or one given twice."""
+    """Settings by their field names, converted to their types. `raw` may use either spelling; UserError, with the
+    nearest name, if a setting is unknown, and UserError if one is given twice or does not fit."""
     settings = {}
     for key, value in raw.items():
         if key not in SPELLINGS:
@@ -272,14 +276,14 @@ def read_settings(raw: dict) -> dict:
 
 
 def add_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup, names: list[str] | tuple[str, ...]) -> None:
-    """Give a parser, or a group of one, the flags of those settings."""
+    """Add the flags of those settings to a parser or to a group of one."""
     for name in names:
         SETTINGS[name].add_to(parser)
 
 
 def changed_settings(before: dict, config: TrainConfig, names: Iterable[str]) -> dict[str, tuple]:
-    """Which settings of `names` are not those of an earlier config, a dict of values: name -> (before, now).
-    A setting that the earlier one does not know yet had its default."""
+    """The settings among `names` that differ from an earlier config (a dict of values): name -> (before, now). A
+    setting that the earlier config lacks had its default."""
     pairs = {name: (before.get(name, SETTINGS[name].default), getattr(config, name)) for name in names}
     as_yaml = {name: tuple(list(v) if isinstance(v, tuple) else v for v in pair) for name, pair in pairs.items()}
     return {name: pairs[name] for name, (was, now) in as_yaml.items() if was != now}

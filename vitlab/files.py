@@ -1,4 +1,4 @@
-"""Files that are written next to their place and then renamed into it."""
+"""Files are written next to their place and then renamed into it, so that an error never leaves half a file."""
 
 import contextlib
 import json
@@ -13,9 +13,9 @@ from vitlab.cli import UserError
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A path next to `path` to write to; renamed to `path` at the end, or removed at an error.
+    """Yields a path next to `path` to write to, which is renamed to `path` at the end, or removed after an error.
 
-    Raises UserError if the disk is full or the folder cannot be written; what was at `path` is intact then.
+    Raises UserError if the disk is full or the folder cannot be written; what was at `path` is then intact.
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -31,8 +31,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def writable_folder(folder: Path, flag: str) -> Path:
-    """The folder, made if it is missing. Raises UserError, naming the flag that it came from, if nothing
-    can be written there."""
+    """Make the folder if it is missing, and return it. Raises UserError, naming the flag that it came from, if
+    nothing can be written there."""
     try:
         with replacing(folder / ".writable") as part:
             part.touch()
@@ -43,19 +43,19 @@ def writable_folder(folder: Path, flag: str) -> Path:
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Write a text file in UTF-8; its path."""
+    """Write a text file in UTF-8 and return its path. Raises UserError as replacing does."""
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
     return Path(path)
 
 
 def write_json(path: str | Path, contents: object) -> Path:
-    """Write a JSON file; its path."""
+    """Write a JSON file and return its path. Raises UserError as replacing does."""
     return write_text(path, json.dumps(contents, indent=2) + "\n")
 
 
 def save_npy(values: object, path: str | Path) -> Path:
-    """Write an array as .npy; its path."""
+    """Write an array as .npy and return its path. Raises UserError as replacing does."""
     with replacing(path) as part, open(part, "wb") as file:
         np.save(file, np.asarray(values))
     return Path(path)

@@ -1,11 +1,11 @@
-"""How a setting is declared, read, bounded and made a flag.
+"""How a setting is declared, converted, bounded and made a flag.
 
 @dataclass
 class RecipeSettings:
     epochs: int = setting(200, "passes over the training images", low=1)
 
 table = settings_of(RecipeSettings)     # name -> Setting
-table["epochs"].convert("12")           # 12, of a flag, a YAML file or a keyword alike
+table["epochs"].convert("12")           # 12, whether from a flag, a YAML file or a keyword
 """
 
 import argparse
@@ -23,9 +23,17 @@ from vitlab.cli import UserError
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
-def setting(default, help: str, *older: str, choices=None, low=None, above=None, high=None) -> Any:
-    """A dataclass field with all that its flag needs: `older` are further spellings of the flag;
-    `low`, `above` and `high` bound the value (from, greater than, up to)."""
+def setting(
+    default: Any,
+    help: str,
+    *older: str,
+    choices: tuple | None = None,
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+) -> Any:
+    """A dataclass field with everything that its flag needs. `older` are further spellings of the flag; a value must
+    be one of `choices`, at least `low`, greater than `above` and at most `high`."""
     return dataclasses.field(
         default=default, metadata=dict(help=help, older=older, choices=choices, low=low, above=above, high=high)
     )
@@ -33,7 +41,8 @@ def setting(default, help: str, *older: str, choices=None, low=None, above=None,
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting: `kind` is the type of a value, `many` says whether it is a tuple of them."""
+    """One setting. `kind` is the type of a value, `many` says whether the setting is a tuple of them; the rest is as
+    in setting()."""
 
     name: str
     group: str
@@ -59,7 +68,7 @@ class Setting:
         return ["--" + name for name in (self.name, *self.older)] + ["-lr"] * (self.name == "learning_rate")
 
     def convert(self, value: Any) -> Any:
-        """The value of a flag, a YAML file or a keyword in its type; UserError if it does not fit."""
+        """Convert what a flag, a YAML file or a keyword gives to the setting's type; UserError if it does not fit."""
         if value is None and self.optional:
             return None
         if not self.many:
@@ -67,7 +76,7 @@ class Setting:
         return tuple(map(self.convert_one, value if isinstance(value, list | tuple) else [value]))
 
     def convert_one(self, value: Any) -> Any:
-        """Convert one value and check its bounds."""
+        """Convert one value to `kind` and check its bounds; UserError, naming flag and value, if it does not fit."""
         wrong = UserError(f"{self.flag} {value!r}: give {KINDS[self.kind]}")
         if self.kind in (bool, str) or isinstance(value, bool):
             if type(value) is not self.kind:
@@ -82,21 +91,21 @@ class Setting:
                 raise wrong  # 1.5 for a whole number; nan, which equals nothing
         if self.choices and value not in self.choices:
             raise UserError(f"{self.flag} {value!r}: choose {', '.join(map(str, self.choices))}")
-        for bound, holds, words in (
+        for bound, holds, relation in (
             (self.low, lambda: value >= self.low, "at least"),
             (self.above, lambda: value > self.above, "above"),
             (self.high, lambda: value <= self.high, "at most"),
         ):
             if bound is not None and not holds():
-                raise UserError(f"{self.flag} {value}: must be {words} {bound}")
+                raise UserError(f"{self.flag} {value}: must be {relation} {bound}")
         return value
 
     def add_to(self, parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-        """Give a parser its flag. A flag that is not given is absent from the result."""
-        words = f"{', '.join(map(str, self.choices))}; {self.help}" if self.choices else self.help
+        """Add its flag to a parser. A flag that is not given is absent from the parsed result."""
+        help_text = f"{', '.join(map(str, self.choices))}; {self.help}" if self.choices else self.help
         if self.default not in (None, ()) and self.kind is not bool:
-            words += f" (default: {self.default})"
-        options = dict(dest=self.name, default=argparse.SUPPRESS, help=words.replace("%", "%%"))
+            help_text += f" (default: {self.default})"
+        options = dict(dest=self.name, default=argparse.SUPPRESS, help=help_text.replace("%", "%%"))
         if self.kind is bool:
             parser.add_argument(
                 *self.spellings, action=argparse.BooleanOptionalAction if self.default else "store_true", **options
@@ -107,8 +116,8 @@ class Setting:
 
 
 def settings_of(cls: type) -> dict[str, Setting]:
-    """The settings of a dataclass by name, in order; a setting's group is the class that declares it:
-    "model" of ModelSettings."""
+    """The settings of a dataclass, name -> Setting, in order. A setting's group is the class that declares it: "model"
+    if that is ModelSettings."""
     declared = {name: base for base in cls.__mro__ for name in base.__dict__.get("__annotations__", {})}
     table, hints = {}, typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
@@ -129,7 +138,7 @@ def settings_of(cls: type) -> dict[str, Setting]:
 
 
 def read_yaml(path: str | Path) -> dict:
-    """The settings in a YAML file; UserError, naming the file, if it holds none."""
+    """The settings in a YAML file, as they are written there; UserError, naming the file, if it is not a mapping."""
     try:
         raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

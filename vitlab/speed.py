@@ -73,7 +73,11 @@ def timm_model(config: TrainConfig) -> nn.Module:
 
 
 def make_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor, amp
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    amp: torch.dtype | None,
 ) -> Callable[[], float]:
     """A function that takes one training step on that batch, in the autocast dtype `amp` (None: float32), waits for
     it, and returns the loss."""
@@ -89,7 +93,9 @@ def make_step(
     return step
 
 
-def make_candidates(config: TrainConfig, images: torch.Tensor, labels: torch.Tensor, amp) -> dict[str, Callable]:
+def make_candidates(
+    config: TrainConfig, images: torch.Tensor, labels: torch.Tensor, amp: torch.dtype | None
+) -> dict[str, Callable]:
     """One training step of each implementation, by name: "ours", "textbook" and, if it is installed, "timm"."""
     device = images.device
     ours = build_model(config).to(device)

@@ -10,7 +10,7 @@ from model import VisionTransformer
 from vitlab.cli import UserError
 from vitlab.config import TrainConfig
 
-MODELS = {  # "module:class", imported when it is asked for: the ResNets bring torchvision, which takes a second
+MODELS = {  # "module:class", imported on use: the ResNets need torchvision, which takes a second
     "vit": "model:VisionTransformer",
     "simple_cnn": "vitlab.models.baselines:SimpleCNN",
     "tiny_cnn": "vitlab.models.baselines:TinyCNN",
