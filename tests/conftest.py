@@ -46,6 +46,22 @@ def _script(argv, cwd, out, err):
     runpy.run_path(argv[0], run_name="__main__")
 
 
+def loaded_modules(script, *args, cwd=None):
+    """The names of all modules that a script has imported when it ends well, in a fresh process."""
+    code = (
+        "import runpy, sys\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as error: assert not error.code, error.code\n"
+        "print('\\nmodules:', *sys.modules)"
+    )
+    argv = [str(ROOT / script), *map(str, args)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    starter = f"import sys\nsys.argv = {argv!r}\n{code}"
+    done = subprocess.run([sys.executable, "-c", starter], cwd=cwd, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.rsplit("modules:", 1)[1].split())
+
+
 def assert_refused(done, *words):
     """The script ended with exit status 2 and one line on stderr that has those words."""
     lines = done.stderr.strip().splitlines()

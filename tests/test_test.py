@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from conftest import assert_refused, run
+from conftest import assert_refused, loaded_modules, run
 from PIL import Image
 
-from vitlab.checkpoint import DEFAULT_MODEL, load_checkpoint
+from vitlab.catalog import DEFAULT_MODEL
+from vitlab.checkpoint import load_checkpoint
 from vitlab.config import TrainConfig
 from vitlab.datasets.images import normalise
 from vitlab.datasets.splits import load_data, read_digits
@@ -51,11 +52,11 @@ def test_one_image_of_it(root, index):
     done = run("test.py", *MODEL, "--mode", "cifar-single", "--index", index, "--no_image", cwd=root)
     assert done.returncode == 0, done.stderr
     numbers = json.loads((output(root) / f"index-{index}.json").read_text())
-    found = load_checkpoint(root / "model/vit-layer4-8-digits")
+    checkpoint = load_checkpoint(root / "model/vit-layer4-8-digits")
     sets = load_data(TrainConfig.create(dataset="digits"))
     assert numbers["true"] == str(sets.test.labels[index].item())
     images = normalise(sets.test.images[index : index + 1] / 255, sets.mean, sets.std)
-    shares = found.model(images).softmax(-1)[0]
+    shares = checkpoint.model(images).softmax(-1)[0]
     for guess in numbers["top"]:
         assert guess["probability"] == pytest.approx(shares[int(guess["class"])].item(), abs=1e-5)
     picture = f"output/vit-layer4-8-digits/test/index-{index}.png"
@@ -102,7 +103,7 @@ def test_flags_of_the_architecture_are_checked_not_needed(root):
         (["--mode", "custom", "--image_path", "nowhere.png"], ["nowhere.png"]),
         (["--mode", "cifar100"], ["cifar100", "cifar-single"]),
         ([*MODEL, "--mode", "cifar-single", "--index", 360], ["360", "0 to 359"]),
-        ([*MODEL, "--mode", "cifar-single", "--index", -1], ["-1", "0 to 359"]),
+        ([*MODEL, "--mode", "cifar-single", "--index", -1], ["-1", "whole number from 0"]),
         ([*MODEL, "--mode", "cifar-single", "--index", "one"], ["one", "whole number"]),
         ([*MODEL, "--index", 3], ["--index", "cifar-single", "not cifar"]),
         ([*MODEL, "--image_path", "x.png"], ["--image_path", "--mode custom", "not cifar"]),
@@ -115,3 +116,12 @@ def test_flags_of_the_architecture_are_checked_not_needed(root):
 )
 def test_bad_input_is_refused(root, flags, words):
     assert_refused(run("test.py", *flags, cwd=root), *words)
+
+
+def test_only_what_is_needed_is_imported(root, tmp_path):
+    """Each of these takes a good part of a second, torch more than one."""
+    assert "torch" not in loaded_modules("test.py", "--help")
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "red.png")
+    custom = ["--mode", "custom", "--image_path", tmp_path / "red.png", "--no_image"]
+    loaded = loaded_modules("test.py", *MODEL, *custom, cwd=root)
+    assert "torch" in loaded and not loaded & {"torchvision", "scipy", "sklearn", "pandas"}

@@ -5,15 +5,18 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import assert_refused, run
+from conftest import assert_refused, loaded_modules, run
 from PIL import Image
 
-from vitlab.attention.maps import attention_from, features, pool_weights, to_grid
+import visualize
+from vitlab.attention.maps import features, look, to_grid
 from vitlab.checkpoint import load_checkpoint
 from vitlab.config import TrainConfig
 from vitlab.datasets.splits import load_data
 from vitlab.datasets.splits import test_image as official_image
 from vitlab.pictures.tiles import overlay
+from vitlab.views.image_views import IMAGE_VIEWS
+from vitlab.views.model_views import MODEL_VIEWS
 
 MODEL = ["--model_path", "model/vit-layer4-8-digits"]
 PICTURES = "output/vit-layer4-8-digits/visualize"
@@ -24,7 +27,7 @@ def root(digits_run):
     return digits_run[0]
 
 
-def look(root, command, *args):
+def draw(root, command, *args):
     """The paths that visualize.py printed, each of which is there."""
     done = run("visualize.py", command, *MODEL, *args, cwd=root)
     assert done.returncode == 0, done.stderr
@@ -44,23 +47,20 @@ def frames(path):
         return durations, pixels
 
 
-def subject(root, index):
-    """The checkpoint, and a test image's pixels, attention and pool weights."""
-    found = load_checkpoint(root / "model/vit-layer4-8-digits")
+def look_at(root, index):
+    """A test image, and what the model computes for it."""
+    checkpoint = load_checkpoint(root / "model/vit-layer4-8-digits")
     image, _ = official_image(TrainConfig.create(dataset="digits"), index)
-    with torch.no_grad():
-        _, attention, hidden = found.model(found.batch(image), return_attention=True, return_hidden=True)
-    return found, image, attention, hidden
+    return image, look(checkpoint.model, checkpoint.batch(image))
 
 
 def test_gif_runs_over_layers_and_heads(root):
-    (path,) = look(root, "gif", "--index", 3)
+    (path,) = draw(root, "gif", "--index", 3)
     assert path == root / "attention_map_gif/digits-index-3.gif"
     durations, pixels = frames(path)
     assert durations == [1200, *14 * [400], 1200]
-    found, image, attention, hidden = subject(root, 3)
-    seen = attention_from(attention, pool_weights(found.model, hidden))[0].detach()
-    tiles = [overlay(image, to_grid(maps), 224) for layer in seen for maps in layer]
+    image, inside = look_at(root, 3)
+    tiles = [overlay(image, to_grid(maps), 224) for layer in inside.from_pooled[0] for maps in layer]
     for shown, tile in zip(pixels, tiles):  # the tile is in the frame, but for the GIF's palette
         width = shown.shape[1]
         corner = next(x for x in range(230, width) if abs(shown[60:270, x : x + 200] - tile[7:217, :200]).mean() < 6)
@@ -68,7 +68,7 @@ def test_gif_runs_over_layers_and_heads(root):
 
 
 def test_gif_of_chosen_layers_and_heads(root):
-    (path,) = look(root, "gif", "--layers", 3, "--heads", 1, "mean", "--output_path", "x/y.gif", "--frame_ms", 100)
+    (path,) = draw(root, "gif", "--layers", 3, "--heads", 1, "mean", "--output_path", "x/y.gif", "--frame_ms", 100)
     assert path == root / "x/y.gif" and frames(path)[0] == [300, 300]
 
 
@@ -93,7 +93,7 @@ def test_pictures_of_ones_own_images(root, tmp_path):
     ],
 )
 def test_pictures_of_a_test_image(root, command, names):
-    paths = look(root, command, "--index", 0)
+    paths = draw(root, command, "--index", 0)
     assert paths == [root / PICTURES / f"digits-index-0-{name}" for name in names]
     for path in paths:
         with Image.open(path) as image:
@@ -105,7 +105,7 @@ def test_pictures_of_a_test_image(root, command, names):
 
 
 def test_a_class_changes_its_map_alone(root):
-    one, other = (look(root, "gradcam", "--target", digit, "--output_path", f"t{digit}.png")[0] for digit in (3, 8))
+    one, other = (draw(root, "gradcam", "--target", digit, "--output_path", f"t{digit}.png")[0] for digit in (3, 8))
     one, other = (np.asarray(Image.open(path).convert("RGB")).astype(int) for path in (one, other))
     differ = abs(one[:, : min(one.shape[1], other.shape[1])] - other[:, : min(one.shape[1], other.shape[1])]).sum(
         (0, 2)
@@ -114,8 +114,8 @@ def test_a_class_changes_its_map_alone(root):
 
 
 def test_hidden_values_are_saved(root):
-    paths = look(root, "hidden", "--index", 5, "--save_npy")
-    _, _, _, hidden = subject(root, 5)
+    paths = draw(root, "hidden", "--index", 5, "--save_npy")
+    hidden = look_at(root, 5)[1].hidden
     saved = {
         path.name.removeprefix("digits-index-5-hidden-")[:-4]: np.load(path) for path in paths if path.suffix == ".npy"
     }
@@ -127,19 +127,19 @@ def test_hidden_values_are_saved(root):
 def test_embeddings_and_their_silhouette(root):
     from sklearn.metrics import silhouette_score
 
-    paths = look(root, "embeddings", "--method", "pca")  # of the 2,000 as many as there are
-    told = json.loads(paths[1].read_text())
-    found = load_checkpoint(root / "model/vit-layer4-8-digits")
+    paths = draw(root, "embeddings", "--method", "pca")  # of the 2,000 as many as there are
+    report = json.loads(paths[1].read_text())
+    checkpoint = load_checkpoint(root / "model/vit-layer4-8-digits")
     sets = load_data(TrainConfig.create(dataset="digits"))
     images, labels = sets.test.sample(360)
     assert torch.equal(labels, sets.test.labels)
-    expected = silhouette_score(features(found.model, images).numpy(), labels.numpy())
-    assert told["n"] == 360 and told["silhouette"]["features"] == pytest.approx(expected, abs=1e-4)
+    expected = silhouette_score(features(checkpoint.model, images).numpy(), labels.numpy())
+    assert report["n"] == 360 and report["silhouette"]["features"] == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("command", ["positions", "filters", "training"])
 def test_pictures_of_the_model(root, command):
-    (path,) = look(root, command)
+    (path,) = draw(root, command)
     if command == "training":
         durations, pixels = frames(path)
         assert len(durations) == 4 and durations[0] == durations[-1] == 5 * durations[1]
@@ -179,8 +179,9 @@ def test_cifar_and_a_timm_file(cifar_root, tmp_path):
     "args, words",
     [
         (["maps", "--layers", 4], ["--layers 4", "0 to 3"]),
-        (["maps", "--layers", "x"], ["--layers x", "0 to 3"]),
-        (["gif", "--heads", -1], ["--heads -1", "0 to 3"]),
+        (["maps", "--layers", "x"], ["--layers x", "whole number from 0"]),
+        (["gif", "--heads", -1], ["--heads -1", "whole number from 0"]),
+        (["gif", "--heads", "mean", 4], ["--heads 4", "0 to 3"]),
         (["rollout", "--heads", "mean", 1], ["--heads mean 1", "numbers alone"]),
         (["cls", "--index", 360], ["--index 360", "0 to 359"]),
         (["cls", "--index", "one"], ["--index one", "whole number"]),
@@ -200,6 +201,17 @@ def test_cifar_and_a_timm_file(cifar_root, tmp_path):
 def test_bad_input(root, args, words):
     model = [] if "--model_path" in args or args == ["dance"] else MODEL
     assert_refused(run("visualize.py", args[0], *model, *args[1:], cwd=root), *words)
+
+
+def test_each_command_has_its_function():
+    assert list(IMAGE_VIEWS) == list(visualize.IMAGE_COMMANDS)
+    assert list(MODEL_VIEWS) == list(visualize.MODEL_COMMANDS)
+
+
+def test_help_needs_no_torch():
+    for args in (["--help"], ["gif", "--help"]):
+        done = loaded_modules("visualize.py", *args)
+        assert "torch" not in done and "vitlab.config" in done
 
 
 def test_a_model_without_attention(root, tmp_path):

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from vitlab.cli import UserError
 
+DEFAULT_MODEL = "model/vit-conv-cpu-32-cifar10"  # of test.py and visualize.py; comes with the repository
+
 CIFAR100_CLASSES = """
 apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel
 can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur

@@ -32,7 +32,6 @@ from vitlab.models.registry import MODELS
 
 FORMAT = "vit-small-images"  # the key by which our files are known
 VERSION = 1
-DEFAULT_MODEL = "model/vit-conv-cpu-32-cifar10"  # of test.py and visualize.py; comes with the repository
 
 
 def save_checkpoint(

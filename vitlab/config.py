@@ -275,6 +275,18 @@ def read_settings(raw: dict) -> dict:
     return settings
 
 
+def split_flags(flags: dict, run_names: Iterable[str]) -> tuple[dict, dict]:
+    """Sort the flags of a script that uses a checkpoint: (run_settings, expected); others are left out.
+
+    run_settings: the settings `run_names`, which say where and how to run, with their defaults filled in.
+    expected: what the user says that the checkpoint is: its data set and architecture.
+    """
+    run_names, checkpoint_names = tuple(run_names), ("dataset", *in_groups("model"))
+    given = read_settings({name: value for name, value in flags.items() if name in (*run_names, *checkpoint_names)})
+    expected = {name: given[name] for name in checkpoint_names if name in given}
+    return {name: given.get(name, SETTINGS[name].default) for name in run_names}, expected
+
+
 def add_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup, names: list[str] | tuple[str, ...]) -> None:
     """Add the flags of those settings to a parser or to a group of one."""
     for name in names:

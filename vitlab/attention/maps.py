@@ -38,6 +38,11 @@ class Look:
         """How much each token attends to the pooled one: B x L x H x N."""
         return attention_to(self.attention, self.weights)
 
+    def cpu(self) -> "Look":
+        """The same as float32 on the CPU, for drawing."""
+        hidden = {name: values.float().cpu() for name, values in self.hidden.items()}
+        return Look(self.logits.float().cpu(), self.attention.float().cpu(), hidden, self.weights.float().cpu())
+
 
 @torch.no_grad()
 def look(model: VisionTransformer, images: torch.Tensor) -> Look:

@@ -1,0 +1,1 @@
+"""What test.py and visualize.py show of a trained model."""

@@ -1,0 +1,161 @@
+"""What all commands of visualize.py share: the model, the images that it is shown, and where pictures go."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from model import VisionTransformer
+from vitlab.attention.maps import Look, describe_pool, look
+from vitlab.checkpoint import Checkpoint
+from vitlab.cli import UserError, whole_number
+from vitlab.datasets import images
+from vitlab.datasets.splits import load_data, test_image
+from vitlab.hardware import find_device
+from vitlab.models.registry import cam_layer
+from vitlab.pictures import canvas
+from vitlab.pictures.tiles import SCALE, Tile, sheet
+
+DEFAULT_INDEX = 21  # of the test image that is drawn if the user names none
+WITHOUT_ATTENTION = ("gradcam", "training")  # the commands for models that are not Vision Transformers
+
+
+def patch_steps(side: int) -> range:
+    """The rows (or columns) of a grid of patches of which tiles are drawn: all up to 15, then every second, ..."""
+    return range(0, side, max(1, side // 8))
+
+
+@dataclass
+class Subject:
+    """One image and what the model makes of it."""
+
+    name: str  # "cifar-index-21", or the file's name
+    image: Image.Image  # square
+    batch: torch.Tensor  # 1 x in_chans x img_size x img_size, normalised, on the model's device
+    predictions: list[tuple[str, float]]  # (class, probability), best first
+    label: str | None  # the true class, if it is known
+    look: Look | None  # B = 1, float32 on the CPU; None for a model without attention
+
+    @property
+    def verdict(self) -> str:
+        """The likeliest class with its probability, and the true class if it is known."""
+        name, probability = self.predictions[0]
+        return f"{name} {probability:.1%}" + (f" (true: {self.label})" if self.label else "")
+
+
+class View:
+    """A checkpoint's model on its device, the flags of visualize.py, and where the pictures go.
+
+    run_settings: data_path and device. Raises UserError if the device is not there, or if the command needs
+    attention and the model has none.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, args: argparse.Namespace, run_settings: dict):
+        self.checkpoint, self.args, self.run_settings = checkpoint, args, run_settings
+        self.model = checkpoint.model.to(find_device(run_settings["device"]))
+        self.name = checkpoint.run_name
+        self.unreadable: list[str] = []  # a line for each image of --image_path that could not be read
+        if isinstance(self.model, VisionTransformer):
+            self.depth, self.num_heads = len(self.model.blocks), self.model.blocks[0].attn.num_heads
+            self.pooled = describe_pool(self.model)
+        else:
+            self._check_command()
+        self.output_path = Path(args.output_path) if args.output_path else None
+        names_a_file = self.output_path is not None and self.output_path.suffix in (".gif", ".png")
+        self.output_file = self.output_path if names_a_file and not self.output_path.is_dir() else None
+
+    def _check_command(self) -> None:
+        """UserError if the command needs attention, or a convolution that the model does not have."""
+        kind = self.checkpoint.config.model
+        possible = [name for name in WITHOUT_ATTENTION if name != "gradcam" or cam_layer(kind, self.model)]
+        if self.args.command not in possible:
+            raise UserError(
+                f"{self.args.command}: {self.args.model_path} is a {kind}; of it there are {' and '.join(possible)}"
+            )
+
+    def file(self, stem: str, suffix: str, folder: Path | None = None) -> Path:
+        """Where a picture goes: to --output_path if it is a file of that suffix, else into that file's folder, into
+        the folder --output_path, or by default into `folder` or output/NAME/visualize/."""
+        if self.output_file and self.output_file.suffix == suffix:
+            return self.output_file
+        if self.output_file:
+            return self.output_file.with_name(f"{stem}{suffix}")
+        return (self.output_path or folder or Path("output") / self.name / "visualize") / f"{stem}{suffix}"
+
+    def save_sheet(
+        self, stem: str, tiles: Sequence[Tile | None], *, columns: int, title: str, note: str = SCALE
+    ) -> Path:
+        """Write tiles in rows of `columns` as one picture, STEM.png; returns its path."""
+        image = sheet(tiles, columns=columns, title=title, note=note)
+        return canvas.save_image(image, self.file(stem, ".png"))
+
+    def title(self, subject: Subject, heading: str) -> str:
+        """The title of a sheet about one image."""
+        return f"{self.name}, {heading}\n{subject.name}: {subject.verdict}"
+
+    def layers(self, default: str) -> list[int]:
+        """--layers, or by `default` "all" of them, the "last", or the "first middle last". Raises UserError if the
+        model has no such layer."""
+        last = self.depth - 1
+        if self.args.layers:
+            return [whole_number("--layers", high=last)(layer) for layer in self.args.layers]
+        return {
+            "all": list(range(self.depth)),
+            "last": [last],
+            "first middle last": sorted({0, self.depth // 2, last}),
+        }[default]
+
+    def heads(self, default: Sequence[int | str]) -> list[int | str]:
+        """--heads, or the default: numbers, and "mean" for the mean of all heads. Raises UserError if the model has
+        no such head."""
+        in_range = whole_number("--heads", high=self.num_heads - 1)
+        return [head if head == "mean" else in_range(head) for head in self.args.heads or default]
+
+    def target(self) -> str | None:
+        """The name of the class --target, which is given by name or number; None without the flag."""
+        target, classes = self.args.target, self.checkpoint.classes
+        if target is None or target in classes:
+            return target
+        if target.isdecimal() and int(target) < len(classes):
+            return classes[int(target)]
+        names = f" ({', '.join(classes)})" if len(classes) <= 20 else ""
+        raise UserError(f"--target {target}: give a class from 0 to {len(classes) - 1}{names}")
+
+    def subjects(self) -> Iterator[Subject]:
+        """The images of --image_path, or the test image --index. Files of a folder that cannot be read are listed in
+        `unreadable`."""
+        if self.args.image_path:
+            n = len(images.image_files(self.args.image_path))
+            if self.output_file and n > 1:
+                raise UserError(f"--output_path {self.output_path} is one file for {n} images; give a folder")
+            for file, image in images.open_images(self.args.image_path, self.unreadable):
+                yield self._subject(file.stem, image, side=max(224, self.model.img_size))
+        else:
+            index = DEFAULT_INDEX if self.args.index is None else self.args.index
+            config = self.checkpoint.data_config(**self.run_settings)
+            image, label = test_image(config, index)
+            name = f"{config.dataset.removesuffix('10')}-index-{index}"
+            yield self._subject(name, image, side=self.model.img_size, label=self.checkpoint.classes[label])
+
+    def _subject(self, name: str, image: Image.Image, *, side: int, label: str | None = None) -> Subject:
+        """Run the model on one image, which is drawn at side x side."""
+        batch, inside = self.checkpoint.batch(image), None
+        if isinstance(self.model, VisionTransformer):
+            inside = look(self.model, batch).cpu()
+            logits = inside.logits
+        else:
+            with torch.no_grad():
+                logits = self.model(batch)
+        return Subject(name, images.square(image, side), batch, self.checkpoint.name(logits[0]), label, inside)
+
+    def test_images(self, *, low: int, default: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """--num_images test images, spread evenly over the split, and their labels: normalised n x in_chans x S x S,
+        and int64 n. At least `low`; `default` says how many without the flag, or all if there are fewer."""
+        config = self.checkpoint.data_config(**self.run_settings)
+        data = load_data(config, splits=("test",), mean=self.checkpoint.mean, std=self.checkpoint.std)
+        total = len(data.test.labels)
+        n = self.args.num_images or min(default, total)
+        return data.test.sample(whole_number("--num_images", low=low, high=total)(n))
