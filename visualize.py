@@ -50,14 +50,14 @@ NUM_IMAGES = {"embeddings": 2000, "faithfulness": 300}
 RUN_SETTINGS = ("data_path", "device")
 
 
-def head(text: str) -> int | str:
-    """One of --heads: a number or "mean"."""
+def number_or_mean(text: str) -> int | str:
+    """One value of --heads."""
     return text if text == "mean" else whole_number("--heads")(text)
 
 
-def add_command(commands: argparse._SubParsersAction, name: str, help: str) -> None:
+def add_command(commands: argparse._SubParsersAction, name: str, help_text: str) -> None:
     """Give the parser a command with its flags."""
-    command = commands.add_parser(name, help=help)
+    command = commands.add_parser(name, help=help_text)
     command.add_argument(
         "--model_path", default=DEFAULT_MODEL, help="a checkpoint or run folder (default: %(default)s)"
     )
@@ -71,7 +71,7 @@ def add_command(commands: argparse._SubParsersAction, name: str, help: str) -> N
         command.add_argument("--layers", type=layer, nargs="+", metavar="I", help=default)
     if name in DEFAULT_HEADS:
         default = f"(default: {DEFAULT_HEADS[name]})"
-        command.add_argument("--heads", type=head, nargs="+", metavar="I|mean", help=default)
+        command.add_argument("--heads", type=number_or_mean, nargs="+", metavar="I|mean", help=default)
     if name in ("rollout", "gradcam"):
         command.add_argument("--target", metavar="CLASS", help="by name or number (default: the likeliest three)")
     if name in ("gif", "tokens", "hidden", "training"):
@@ -93,8 +93,8 @@ def parse_args() -> tuple[argparse.Namespace, dict, dict]:
     is."""
     parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, help in {**IMAGE_COMMANDS, **MODEL_COMMANDS}.items():
-        add_command(commands, name, help)
+    for name, help_text in {**IMAGE_COMMANDS, **MODEL_COMMANDS}.items():
+        add_command(commands, name, help_text)
     args = parser.parse_args()
     if getattr(args, "index", None) is not None and args.image_path:
         raise UserError("--index and --image_path both name an image; keep one")
