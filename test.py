@@ -59,10 +59,9 @@ def main() -> int:
         from vitlab.views.split_report import report_split
     else:
         from vitlab.datasets.images import image_files
+        from vitlab.datasets.splits import test_image
         from vitlab.pictures.canvas import show
         from vitlab.views import predictions
-    if args.mode == "cifar-single":
-        from vitlab.datasets.splits import test_image
 
     if args.mode == "custom":
         image_files(args.image_path)  # raises UserError before anything is loaded
