@@ -134,9 +134,9 @@ def test_the_table_is_what_the_predictions_say(compared, final):
     assert " epochs |" not in tables.comparison_table(rows_again[:2])  # where they do not differ
     assert "`python compare.py --dataset digits --n_layers 1" in text and "compare.py" in final["command"]
     numbers = {row["number"] for row in final["rows"]}
-    said = [line for line in text.splitlines() if line.startswith("- ")]
-    assert len(said) > 8
-    for sentence in said:  # each is tied to rows that are there
+    sentences = [line for line in text.splitlines() if line.startswith("- ")]
+    assert len(sentences) > 8
+    for sentence in sentences:  # each is tied to rows that are there
         told = {int(n) for pair in re.findall(r"rows? (\d+)(?: and (\d+))?", sentence) for n in pair if n}
         assert told and told <= numbers, sentence
     best = max((row for row in final["rows"] if row["train_size"] == 600 and row["kind"] == "seeds"),
@@ -242,11 +242,11 @@ def test_a_page_includes_the_results(compared, final, monkeypatch):
     text = results.refill_tables(before)
     assert "old" not in text and final["protocol"] in text and text.endswith("<!-- /comparison -->\nafter")
     assert "(output/comparison/RESULTS.md)" in text and "ensemble of" not in text
-    whole = tables.comparison_table([ResultRow.from_dict(row) for row in final["rows"]]).splitlines()[2:]
+    full = tables.comparison_table([ResultRow.from_dict(row) for row in final["rows"]]).splitlines()[2:]
     plain = [row["number"] for row in final["rows"] if row["kind"] == "seeds"]
     brief = [line for line in text.splitlines() if line.startswith("| ")][2:]
     assert plain == list(range(1, len(brief) + 1))  # ensembles come after
-    for short, long in zip(brief, whole):  # the same numbers, fewer of them
+    for short, long in zip(brief, full):  # the same numbers, fewer of them
         cells = long.split(" | ")
         assert short.split(" | ")[:3] == cells[:3] and set(short.split(" | ")) < set(cells)
     with pytest.raises(UserError, match="nowhere.json.*compare.py"):

@@ -3,6 +3,8 @@
 import math
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -20,6 +22,12 @@ from vitlab.study import figures, findings, page, plan, running, tables
 from vitlab.study.design import Study, read_grid
 from vitlab.study.figures import Curves
 from vitlab.training.state import Run
+
+
+def test_design_and_tables_need_no_torch():
+    """compare.py --help and results.py start at once."""
+    code = "import sys, compare, results, vitlab.study.page; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_rows_of_a_grid_and_of_variants():
@@ -119,9 +127,9 @@ def test_no_test_leaves_the_test_set_alone(tmp_path, monkeypatch):
         learning_rate=1e-3, variants={"no augmentation": {"augment": "none"}},
     )  # fmt: skip
     cells, failed = running.run(study)
-    whole, bare = findings.summarise(study, cells)
-    assert not failed and whole.test is None and bare.test is None
-    names = {path.name for path in figures.draw_all(study, cells, [whole, bare])}
+    augmented, plain = findings.summarise(study, cells)
+    assert not failed and augmented.test is None and plain.test is None
+    names = {path.name for path in figures.draw_all(study, cells, [augmented, plain])}
     assert names == {
         "model_comparison.png",
         "augmentation_curves.png",
@@ -135,12 +143,12 @@ def test_no_test_leaves_the_test_set_alone(tmp_path, monkeypatch):
         file = np.load(study.folder / cell["name"] / "val.npz")
         right[cell["row"], cell["seed"]] = file["labels"] == file["predictions"]
         assert right[cell["row"], cell["seed"]].mean() == pytest.approx(cell["val"]["accuracy"])
-    gaps = np.array([right[bare.title, seed].astype(int) - right[whole.title, seed] for seed in (0, 1)])
-    assert gaps.shape == (2, 100) and bare.vs.difference == gaps.mean()
-    assert bare.vs.ci95 == metrics.bootstrap_seeds(gaps, images_differ=True)
-    said = page.takeaways([whole, bare])
-    assert said[0].startswith("Highest validation accuracy: ") and len(said) > 1
-    assert "test images were not read" in tables.comparison_note([whole, bare])
+    gaps = np.array([right[plain.title, seed].astype(int) - right[augmented.title, seed] for seed in (0, 1)])
+    assert gaps.shape == (2, 100) and plain.vs.difference == gaps.mean()
+    assert plain.vs.ci95 == metrics.bootstrap_seeds(gaps, images_differ=True)
+    sentences = page.takeaways([augmented, plain])
+    assert sentences[0].startswith("Highest validation accuracy: ") and len(sentences) > 1
+    assert "test images were not read" in tables.comparison_note([augmented, plain])
 
 
 def test_what_was_left_untested_is_tested_later(tmp_path, monkeypatch):
@@ -184,10 +192,10 @@ def test_a_folder_without_weights_is_begun_again_in_place(tmp_path, monkeypatch)
 
 def test_curves_without_validation_have_no_empty_panels(tmp_path):
     history = [{"train_loss": 2.0, "train_accuracy": 0.2, "val_loss": 1.9, "val_accuracy": 0.3}]
-    bare = [{**history[0], "val_loss": None, "val_accuracy": None}]
-    tests = [{"accuracy": 0.3, "loss": 1.8}]
-    both = Image.open(
-        figures.plot_curves([Curves("a", [history], tests), Curves("b", [bare], tests)], tmp_path / "both.png")
-    )
-    one = Image.open(figures.plot_curves([Curves("a", [bare], tests)], tmp_path / "one.png"))
+    without = [{**history[0], "val_loss": None, "val_accuracy": None}]
+    rows = [
+        Curves(title, [epochs], [{"accuracy": 0.3, "loss": 1.8}]) for title, epochs in zip("ab", (history, without))
+    ]
+    both = Image.open(figures.plot_curves(rows, tmp_path / "both.png"))
+    one = Image.open(figures.plot_curves(rows[1:], tmp_path / "one.png"))
     assert (2 * one.width, one.height) == both.size
