@@ -1,7 +1,6 @@
 """A Vision Transformer for small images.
 
-    python model.py                          # architecture, parameters and FLOPs of the default model
-    python model.py --n_layers 12            # ... of any other
+    python model.py --n_layers 12    # architecture, parameters and FLOPs (no flags: of the default model)
 
     model = VisionTransformer(img_size=32, patch_size=4, embed_dim=128, depth=6, num_heads=4)
     logits = model(images)                                    # fused attention, nothing kept
@@ -24,7 +23,6 @@ from collections import OrderedDict
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -328,6 +326,8 @@ class VisionTransformer(nn.Module):
 
 def main():
     """Print a Vision Transformer and what it costs; the flags are its arguments."""
+    from torch.utils.flop_counter import FlopCounterMode  # slow to import: it brings triton
+
     older = dict(img_size="image_size", in_chans="n_channels", num_classes="n_classes", depth="n_layers")
     older |= dict(num_heads="n_attention_heads", mlp_ratio="forward_mul", drop_rate="dropout")
     parser = argparse.ArgumentParser(description=main.__doc__, allow_abbrev=False)

@@ -4,7 +4,6 @@ import pkgutil
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from model import VisionTransformer
 from vitlab.cli import UserError
@@ -46,6 +45,8 @@ def count_flops(model: nn.Module) -> int:
     """Floating-point operations of one image's forward pass: matrix products and convolutions only, a
     multiplication and an addition counted as two (torch.utils.flop_counter). The image is in_chans x img_size x
     img_size, by the model's attributes."""
+    from torch.utils.flop_counter import FlopCounterMode  # slow to import: it brings triton
+
     device = next(model.parameters()).device
     image = torch.zeros(1, model.in_chans, model.img_size, model.img_size, device=device)
     was_training = model.training
