@@ -12,25 +12,33 @@ import sys
 
 from vitlab.cli import run_cli
 from vitlab.config import TrainConfig
-from vitlab.datasets.splits import load_data
-from vitlab.models.registry import build_model
-from vitlab.training import loop
-from vitlab.training.loop import fit
-from vitlab.training.stopping import Stopped
 
 
-def main():
+def main() -> int | None:
     config = TrainConfig.from_args(description=__doc__)
-    loop.check(config)
-    model = build_model(config)
-    sets = load_data(config, splits=("train", "val") if config.no_test else ("train", "val", "test"))
+
+    # Only now, so that --help need not wait for torch
+    from model import pick_device
+    from vitlab.datasets.splits import load_data
+    from vitlab.models.registry import build_model
+    from vitlab.training.loop import check_can_train, fit
+    from vitlab.training.optimizers import make_optimizers, warmup_cosine
+    from vitlab.training.stopping import Stopped
+
+    check_can_train(config)  # what cannot be trained is refused here, before any work
+    device = pick_device(config.device)  # CUDA, MPS or CPU
+    model = build_model(config).to(device)  # model.VisionTransformer, or a baseline with the same interface
+    data = load_data(config, splits=("train", "val") if config.no_test else ("train", "val", "test"))
     print(" ".join(f"{name}={value}" for name, value in vars(config).items()))
+    optimizers = make_optimizers(model, config)  # AdamW; --optimizer muon: Muon for matrices, AdamW for the rest
+    schedule = warmup_cosine(config, steps_per_epoch=len(data.train))  # of the learning rate: linear warmup, cosine
     try:
-        fit(model, sets, config)
+        fit(model, data, config, optimizers=optimizers, schedule=schedule)
     except Stopped as stopped:
         last = config.checkpoint_folder / "last.pt"
         print(f"train.py: interrupted; --resume {last} goes on", file=sys.stderr)
         return 128 + stopped.signal
+
     command = ["python", "test.py", "--model_path", str(config.checkpoint_folder)]
     if config.data_path != TrainConfig.data_path:
         command += ["--data_path", config.data_path]

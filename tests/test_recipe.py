@@ -22,8 +22,8 @@ from vitlab.datasets.splits import load_data
 from vitlab.evaluation.report import evaluate
 from vitlab.models.registry import build_model
 from vitlab.training import loop, tracking
-from vitlab.training.loop import check_fit
-from vitlab.training.optimizers import learning_rate, make_average, make_optimizers
+from vitlab.training.loop import check_last_batch
+from vitlab.training.optimizers import make_average, make_optimizers, warmup_cosine
 
 TINY = dict(
     dataset="digits",
@@ -104,7 +104,7 @@ def test_muon_has_the_blocks_matrices_and_the_convolutions_behind_the_first():
     assert blocks <= found and len(found) == len(memory) == len(blocks) + 2
     elsewhere = [p for group in adamw.param_groups for p in group["params"]]
     assert len(elsewhere) + len(memory) == len(list(model.parameters()))
-    assert muon.param_groups[0]["scale"] == 20
+    assert muon.param_groups[0]["lr_scale"] == 20
 
 
 def test_muon_steps_a_convolution_as_the_flattened_matrix():
@@ -179,7 +179,7 @@ def test_label_smoothing_and_stochastic_depth_and_attention_dropout_reach_the_mo
 def test_warmup_in_steps():
     config = TrainConfig.create(epochs=10, warmup_steps=30, learning_rate=1e-3)
     assert config.warmup_epochs == 0
-    rates = [learning_rate(step, steps_per_epoch=50, config=config) for step in range(500)]
+    rates = [*map(warmup_cosine(config, steps_per_epoch=50), range(500))]
     assert rates.index(max(rates)) == 30 and rates[-1] == pytest.approx(1e-5)
 
 
@@ -301,7 +301,7 @@ def test_a_resumed_run_takes_the_new_flags(tmp_path):
     last = read_checkpoint(config.checkpoint_folder / "last.pt")
     adamw, muon = (state["param_groups"] for state in last["training"]["optimizers"])
     assert [group["weight_decay"] for group in (*adamw, *muon)] == [0.5, 0.0, 0.5]
-    assert muon[0]["scale"] == pytest.approx(30)
+    assert muon[0]["lr_scale"] == pytest.approx(30)
     assert len(last["history"]) == 2 and last["history"][0] == first["history"][0]
 
 
@@ -316,7 +316,7 @@ def test_a_single_last_image_and_batch_norm(tmp_path):
     large = TrainConfig.create(dataset="digits", model="simple_cnn", batch_size=34, image_size=16)
     model = build_model(large)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    check_fit(model, load_data(large), large)  # its smallest maps have four values
+    check_last_batch(model, load_data(large), large)  # its smallest maps have four values
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -334,8 +334,8 @@ def test_a_missing_logger_is_named_before_any_work(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for backend, package in (("tensorboard", "tensorboard"), ("wandb", "wandb"), ("both", "tensorboard")):
         with pytest.raises(UserError, match=f"pip install {package}"):
-            tracking.check(backend)
-    tracking.check("none")
+            tracking.check_packages(backend)
+    tracking.check_packages("none")
 
 
 # ----------------------------------------------------------------------------------------- bad input

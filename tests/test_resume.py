@@ -17,8 +17,8 @@ from vitlab.config import TrainConfig
 from vitlab.datasets.splits import load_data
 from vitlab.models.registry import build_model
 from vitlab.training.loop import fit
-from vitlab.training.optimizers import make_optimizers
-from vitlab.training.state import Progress, Run
+from vitlab.training.optimizers import make_optimizers, warmup_cosine
+from vitlab.training.state import Run
 
 # everything that has a state: average, two optimisers, dropout, augmentation, mixing, accumulation
 FLAGS = (
@@ -38,14 +38,14 @@ kind, at, log = {kind!r}, {at}, {log!r}
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 batches = 0
-real_rate, real_save = epoch.learning_rate, torch.save
-def rate(*a, **k):
+real_set, real_save = epoch.set_learning_rate, torch.save
+def set_rate(*a, **k):
     global batches
     batches += 1
     open(log, "w").write(str(batches))
     if kind == "batch" and batches == at:
         die()
-    return real_rate(*a, **k)
+    return real_set(*a, **k)
 saves = 0
 def save(contents, file):
     global saves
@@ -58,7 +58,7 @@ def save(contents, file):
         file.flush()
         die()
     real_save(contents, file)
-epoch.learning_rate, torch.save = rate, save
+epoch.set_learning_rate, torch.save = set_rate, save
 train.run_cli(train.main)
 """
 
@@ -147,7 +147,7 @@ def test_half_precision_after_single(tmp_path):
         optimizers=make_optimizers(model, config),
         scaler=torch.amp.GradScaler("cpu"),
         average=None,
-        progress=Progress(),
+        schedule=warmup_cosine(config, len(sets.train)),
         forward=model,
     )
     run.restore(last)

@@ -1,4 +1,4 @@
-"""train.py and engine.py: what a run leaves behind, and how it ends."""
+"""train.py and training/: what a run leaves behind, and how it ends."""
 
 import csv
 import dataclasses
@@ -26,7 +26,7 @@ from vitlab.evaluation.report import evaluate
 from vitlab.hardware import pick_amp
 from vitlab.models.registry import build_model
 from vitlab.training.loop import fit
-from vitlab.training.optimizers import learning_rate, make_optimizers
+from vitlab.training.optimizers import make_optimizers, warmup_cosine
 from vitlab.training.run_folder import COLUMNS
 
 TINY = ["--dataset", "digits", "--embed_dim", 16, "--n_layers", 1, "--num_train_images", 100]
@@ -159,12 +159,12 @@ def test_bad_input_is_refused_before_any_work(tmp_path, flags, words):
     assert not list(tmp_path.rglob("*.pt")) and not list(tmp_path.rglob("metrics.csv"))
 
 
-# ------------------------------------------------------------------------------------------ engine
+# ---------------------------------------------------------------------------------------- training/
 
 
 def test_schedule_is_linear_then_cosine():
     config = TrainConfig.create(epochs=10, warmup_epochs=2, learning_rate=1e-3, min_lr=1e-5)
-    rates = [learning_rate(step, steps_per_epoch=50, config=config) for step in range(500)]
+    rates = [*map(warmup_cosine(config, steps_per_epoch=50), range(500))]
     steps = [b - a for a, b in zip(rates[:100], rates[1:100])]
     assert min(steps) == pytest.approx(max(steps)) and 0 < rates[0] < 2e-5
     assert max(rates) == rates[100] == 1e-3
@@ -179,9 +179,9 @@ def test_schedule_is_linear_then_cosine():
         theirs.step()
 
     none = dataclasses.replace(config, warmup_epochs=0)
-    assert learning_rate(0, steps_per_epoch=50, config=none) == 1e-3
+    assert warmup_cosine(none, steps_per_epoch=50)(0) == 1e-3
     part = dataclasses.replace(config, warmup_epochs=0.5)
-    assert learning_rate(25, steps_per_epoch=50, config=part) == 1e-3
+    assert warmup_cosine(part, steps_per_epoch=50)(25) == 1e-3
 
 
 def test_weights_decay_and_norms_biases_tokens_positions_do_not():

@@ -11,6 +11,7 @@ import dataclasses
 import os
 import pickle
 import struct
+import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,9 +78,10 @@ def write_checkpoint(path: str | Path, contents: dict) -> None:
         os.fsync(file.fileno())
 
 
-def read_checkpoint(path: str | Path) -> Any:
+def read_checkpoint(path: str | Path, *, lazily: bool = False) -> Any:
     """What a .pt file, or a run folder's best.pt, holds: tensors and plain values, in a dict if it is one of ours.
 
+    lazily: leave the tensors in the file until they are used; for a look at the plain values alone.
     Raises UserError if there is no such file, or if it is damaged or holds code.
     """
     path = Path(path)
@@ -88,7 +90,7 @@ def read_checkpoint(path: str | Path) -> Any:
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist; train one with train.py, or check --model_path")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=lazily and zipfile.is_zipfile(path))
     except pickle.UnpicklingError:
         raise UserError(
             f"{path} holds more than weights: pickled Python, which is refused and was not run; "

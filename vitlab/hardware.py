@@ -5,23 +5,25 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
 
 import model
 from vitlab.cli import UserError
 
 
-def find_device(name):
-    """model.pick_device, with a UserError where the device is not there."""
+def find_device(name: str) -> torch.device:
+    """model.pick_device, but raises UserError if there is no such device."""
     try:
         return model.pick_device(name)
     except ValueError as error:
         raise UserError(error) from None
 
 
-def cpu_has_bf16():
+def cpu_has_bf16() -> bool:
     """Whether this CPU multiplies bfloat16 matrices in hardware."""
     if sys.platform == "linux":
         flags = Path("/proc/cpuinfo").read_text()
@@ -32,8 +34,11 @@ def cpu_has_bf16():
     return False
 
 
-def pick_amp(device, amp):
-    """The autocast dtype for `amp` ("auto", "bf16", "fp16" or "off") on a device; None for float32."""
+def pick_amp(device: torch.device, amp: str) -> torch.dtype | None:
+    """The autocast dtype for `amp` ("auto", "bf16", "fp16" or "off") on a device; None for float32.
+
+    Raises UserError for fp16 on a CPU, which cannot train with it.
+    """
     if amp == "auto":
         has_bf16 = {
             "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
@@ -45,13 +50,13 @@ def pick_amp(device, amp):
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
 
 
-def autocast(device, dtype):
-    """The context in which a forward pass runs."""
-    return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
+def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+    """The context in which a forward pass runs: autocast to dtype, or float32 if it is None."""
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
-def try_compile(network, images, amp):
-    """The model compiled, or, with one line that says why, as it was."""
+def try_compile(network: nn.Module, images: torch.Tensor, amp: torch.dtype | None) -> Callable:
+    """The model compiled. If compiling or a trial run on `images` fails, the model as it was, and one line why."""
     try:
         compiled = torch.compile(network)
         with torch.no_grad(), autocast(images.device, amp):
@@ -64,13 +69,13 @@ def try_compile(network, images, amp):
         return network
 
 
-def describe_hardware(device):
-    """The machine in words: the GPU's name, or the CPU's and its cores."""
+def describe_hardware(device: torch.device) -> str:
+    """The machine in words: the GPU's name, or the CPU's and its threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-        name = found.group(1).strip() if found else name
+        match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        name = match.group(1).strip() if match else name
     threads = torch.get_num_threads()
     return f"{name}, {threads} thread{'s' * (threads > 1)}" if device.type == "cpu" else f"{name}, MPS"

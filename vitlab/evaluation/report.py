@@ -4,10 +4,12 @@ import importlib.metadata
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from tqdm import tqdm
 
 from vitlab.evaluation import metrics
@@ -16,8 +18,10 @@ from vitlab.models.registry import count_parameters
 
 
 @torch.inference_mode()
-def predict_all(model, batches, amp=None, title="evaluate"):
-    """(labels n, logits n x C) of every image, on the CPU; the model is left as it was found."""
+def predict_all(
+    model: nn.Module, batches: Iterable, amp: torch.dtype | None = None, title: str = "evaluate"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(labels n, logits n x C) of all images, on the CPU. The model runs in eval mode, then gets its mode back."""
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     labels, logits = [], []
@@ -30,14 +34,14 @@ def predict_all(model, batches, amp=None, title="evaluate"):
     return torch.cat(labels).cpu(), torch.cat(logits).cpu()
 
 
-def evaluate(model, batches, amp=None, title="evaluate"):
-    """A split's result (metrics.summary)."""
+def evaluate(model: nn.Module, batches: Iterable, amp: torch.dtype | None = None, title: str = "evaluate") -> dict:
+    """Accuracy, loss and F1 of a model on a split (metrics.summary)."""
     labels, logits = predict_all(model, batches, amp, title)
     return metrics.summary(labels, logits.argmax(-1), F.cross_entropy(logits, labels))
 
 
-def git_commit():
-    """The commit of this code, with "+" where it was changed since; None outside a checkout."""
+def git_commit() -> str | None:
+    """The commit of this code, with "+" if it was changed since; None outside a checkout."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
@@ -47,14 +51,28 @@ def git_commit():
     return commit + ("+" if changed.strip() else "")
 
 
-def command_line():
-    """What was typed."""
+def command_line() -> str:
+    """The command that started this process, without the path of the script."""
     return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
-def make_report(*, name, dataset, checkpoint, seed, device, model, seconds, images_per_second=None, **results):
-    """The contents of report.json: one shape for train.py and test.py. Seconds of the whole run;
-    results are train, val and test, each metrics.summary or None."""
+def make_report(
+    *,
+    name: str,
+    dataset: str,
+    checkpoint: str | Path,
+    seed: int,
+    device: torch.device,
+    model: nn.Module,
+    seconds: float,
+    images_per_second: float | None = None,
+    **results: dict | None,
+) -> dict:
+    """The contents of report.json, the same for train.py and test.py.
+
+    seconds: of the complete run; images_per_second: of training alone. results: train, val and test, each
+    metrics.summary's dict, or None if it was not measured.
+    """
     packages = ("torch", "torchvision", "numpy", "scikit-learn", "pillow")
     return {
         "name": name,

@@ -5,7 +5,6 @@ import functools
 import json
 import multiprocessing
 import os
-import signal
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -28,7 +27,7 @@ from vitlab.study.design import Cell, Study
 from vitlab.study.plan import check_folder, check_sizes, finished_result, plan, recorded_settings, trials
 from vitlab.training.loop import fit
 from vitlab.training.run_folder import newest
-from vitlab.training.stopping import Stopped
+from vitlab.training.stopping import passing_on_sigterm
 
 
 def run(study: Study) -> tuple[list[dict], list[tuple[str, str]]]:
@@ -128,27 +127,6 @@ def run_side_by_side(waiting: list[Cell], jobs: int, settle: Callable[[Cell, Cal
                         raise future.exception()
                     settle(running.pop(future), future.result)
         suspects += running.values()
-
-
-@contextlib.contextmanager
-def passing_on_sigterm():
-    """Within it SIGTERM goes on to the processes side by side, which save themselves; then it raises Stopped.
-    (Ctrl-C reaches them without us.)"""
-
-    def pass_on(number, frame):
-        for process in multiprocessing.active_children():
-            process.terminate()
-        raise Stopped(number)
-
-    try:
-        before = signal.signal(signal.SIGTERM, pass_on)
-    except ValueError:  # not the main thread, which alone hears signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def format_result(result: dict) -> str:

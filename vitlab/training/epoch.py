@@ -3,6 +3,7 @@
 import itertools
 import math
 import time
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -11,55 +12,30 @@ from tqdm import tqdm
 from vitlab.cli import UserError
 from vitlab.config import flag
 from vitlab.datasets.augment import make_mix
+from vitlab.datasets.splits import Splits
 from vitlab.hardware import autocast
-from vitlab.training.optimizers import learning_rate
+from vitlab.training.optimizers import accumulation, optimizer_step, set_learning_rate
+from vitlab.training.state import Progress, Run
 from vitlab.training.stopping import Stopped
 
 
-def train_one_epoch(run, sets, stop):
-    """Train on the batches that are left of the epoch that run.progress says; (loss, accuracy) are
-    running averages over the epoch, and accuracy counts the likeliest target where two are mixed.
+def train_one_epoch(run: Run, sets: Splits, stop: Callable[[], int]) -> tuple[float, float]:
+    """Train on the batches of the epoch that are left, from run.progress.step on; returns (loss, accuracy).
 
-    Raises UserError at a loss that is not finite, and Stopped, with last.pt saved, when stop() says so.
+    Both are averages over the epoch, measured while the weights change. Of mixed images, accuracy counts the class
+    with the largest share. Saves last.pt every config.save_every_n_steps batches. If stop() returns a signal, saves
+    last.pt and raises Stopped. Raises UserError if the loss is not finite.
     """
     config, progress, device = run.config, run.progress, run.device
-    steps, accumulate = len(sets.train), config.grad_accum_steps
+    steps, mix, meter = len(sets.train), make_mix(config), Meter(run)
     title = f"epoch {progress.epoch + 1}/{config.epochs}"
-    check_every = 1 if device.type == "cpu" else 20  # reading a loss makes an accelerator wait
-    mix = make_mix(config)
-    parameters = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
     run.model.train()
 
-    pending = []  # (batch, loss, correct, images) not yet added to the sums
-    clock = time.perf_counter()
-
-    def add_up():
-        nonlocal clock
-        for batch, loss, correct, n in pending:
-            loss = loss.item()
-            if not math.isfinite(loss):
-                raise UserError(
-                    f"the loss is {loss} at step {batch + 1} of epoch {progress.epoch + 1}; lower "
-                    f"{flag('learning_rate')} (now {config.learning_rate:g}); the last good checkpoint is "
-                    f"{config.checkpoint_folder / 'last.pt'}"
-                )
-            progress.loss_sum += loss * n
-            progress.correct += correct.item()
-            progress.seen += n
-        pending.clear()
-        now = time.perf_counter()
-        progress.seconds += now - clock
-        clock = now
-
-    bar = tqdm(total=steps, initial=progress.step, desc=title, leave=False, disable=None, unit="batch")
-    with bar:
+    with tqdm(total=steps, initial=progress.step, desc=title, leave=False, disable=None, unit="batch") as bar:
         for step, (images, labels) in enumerate(batches_from(sets.train, progress), start=progress.step):
-            rate = learning_rate(progress.epoch * steps + step, steps_per_epoch=steps, config=config)
-            for optimizer in run.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = rate * group["scale"]
+            rate = set_learning_rate(run.optimizers, run.schedule(progress.epoch * steps + step))
 
-            images, labels = images.to(device), labels.to(device)  # ours are there already
+            images, labels = images.to(device), labels.to(device)  # those of load_data are there already
             targets = labels
             if mix:
                 images, targets = mix(images, labels)
@@ -67,61 +43,94 @@ def train_one_epoch(run, sets, stop):
             with autocast(device, run.amp):
                 logits = run.forward(images)
                 loss = F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
-            pending.append((step, loss.detach(), (logits.detach().argmax(-1) == labels).sum(), len(labels)))
-            if len(pending) == check_every:
-                add_up()
+            count, is_last = accumulation(step, steps, config.grad_accum_steps)
+            run.scaler.scale(loss / count).backward()
+            if is_last:
+                optimizer_step(run.model, run.optimizers, run.scaler, config.clip_grad, run.average)
 
-            together = min(accumulate, steps - step // accumulate * accumulate)  # batches of this optimiser step
-            run.scaler.scale(loss / together).backward()
+            meter.add(step, loss.detach(), (logits.detach().argmax(-1) == labels).sum(), len(labels))
             bar.update()
-            if (step + 1) % accumulate and step + 1 < steps:
+            if not is_last:
                 continue
-            if config.clip_grad:
-                for optimizer in run.optimizers:
-                    run.scaler.unscale_(optimizer)
-                torch.nn.utils.clip_grad_norm_(parameters, config.clip_grad)
-            for optimizer in run.optimizers:
-                run.scaler.step(optimizer)
-            run.scaler.update()
-            run.model.zero_grad(set_to_none=True)
-            if run.average:
-                run.average.update_parameters(run.model)
-
             progress.step = step + 1
-            done = progress.epoch * steps + progress.step
-            if run.tracker and config.log_every_n_steps and done % config.log_every_n_steps == 0:
-                add_up()
-                run.tracker.scalars(
-                    done,
-                    {
-                        "step/loss": loss.item(),
-                        "step/accuracy": progress.correct / progress.seen,
-                        "step/learning_rate": rate,
-                        "step/images_per_second": progress.seen / progress.seconds,
-                    },
-                )
-            if not bar.disable and not pending and (check_every > 1 or step % 10 == 0):
-                bar.set_postfix_str(
-                    f"loss {progress.loss_sum / progress.seen:.3f}, accuracy {progress.correct / progress.seen:.3f}, "
-                    f"{progress.seen / progress.seconds:.0f} images/s"
-                )
+            log_step(run, meter, progress.epoch * steps + progress.step, loss, rate)
+            meter.show(bar)
             every = config.save_every_n_steps
-            stopping = stop()
-            if progress.step < steps and (
-                stopping or (every and progress.step // every > (step + 1 - together) // every)
-            ):
-                add_up()
+            is_due = every and progress.step // every > (progress.step - count) // every
+            if progress.step < steps and (is_due or stop()):
+                meter.flush()
                 run.save("last.pt", sets)
-                clock = time.perf_counter()  # saving is not training
-                if stopping:
-                    raise Stopped(stopping)
-        add_up()
-    return progress.loss_sum / progress.seen, progress.correct / progress.seen
+                meter.restart_clock()  # saving is not training
+                if stop():
+                    raise Stopped(stop())
+    meter.flush()
+    return progress.loss, progress.accuracy
 
 
-def batches_from(batches, progress):
-    """The epoch's batches from progress.step on. Ours start anywhere; of others, the first are drawn
-    and dropped."""
+class Meter:
+    """Adds the loss, accuracy and time of batches to a run's progress. On an accelerator it reads 20 batches at
+    once: reading a loss makes the accelerator wait."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.every = 1 if run.device.type == "cpu" else 20
+        self.unread = []  # (step, loss, correct, images)
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        self.clock = time.perf_counter()
+
+    def add(self, step: int, loss: torch.Tensor, correct: torch.Tensor, images: int) -> None:
+        """Add a batch: its mean loss, and how many of its images were classified correctly."""
+        self.unread.append((step, loss, correct, images))
+        if len(self.unread) == self.every:
+            self.flush()
+
+    def flush(self) -> None:
+        """Add the unread batches to the progress. Raises UserError if a loss is not finite."""
+        config, progress = self.run.config, self.run.progress
+        batches = []
+        for step, loss, correct, images in self.unread:
+            batches.append((loss.item(), correct.item(), images))
+            if not math.isfinite(batches[-1][0]):
+                raise UserError(
+                    f"the loss is {loss.item()} at step {step + 1} of epoch {progress.epoch + 1}; lower "
+                    f"{flag('learning_rate')} (now {config.learning_rate:g}); the last good checkpoint is "
+                    f"{config.checkpoint_folder / 'last.pt'}"
+                )
+        self.unread.clear()
+        now = time.perf_counter()
+        progress.add(batches, seconds=now - self.clock)
+        self.clock = now
+
+    def show(self, bar: tqdm) -> None:
+        """Write the averages so far behind the progress bar, now and then."""
+        progress = self.run.progress
+        if not bar.disable and not self.unread and (self.every > 1 or progress.step % 10 == 1):
+            bar.set_postfix_str(
+                f"loss {progress.loss:.3f}, accuracy {progress.accuracy:.3f}, {progress.images_per_second:.0f} images/s"
+            )
+
+
+def log_step(run: Run, meter: Meter, step: int, loss: torch.Tensor, rate: float) -> None:
+    """Send the loss of a training step, counted over all epochs, to the tracker every config.log_every_n_steps."""
+    every, progress = run.config.log_every_n_steps, run.progress
+    if run.tracker and every and step % every == 0:
+        meter.flush()
+        run.tracker.scalars(
+            step,
+            {
+                "step/loss": loss.item(),
+                "step/accuracy": progress.accuracy,
+                "step/learning_rate": rate,
+                "step/images_per_second": progress.images_per_second,
+            },
+        )
+
+
+def batches_from(batches: Iterable, progress: Progress) -> Iterable:
+    """The batches of the epoch from progress.step on. Ours can start anywhere; of other iterables the first batches
+    are drawn and dropped."""
     if hasattr(batches, "set_epoch"):
         batches.set_epoch(progress.epoch, progress.step)
         return batches

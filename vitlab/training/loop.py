@@ -1,53 +1,60 @@
-"""Training and evaluation: train_one_epoch, evaluate, fit.
+"""Fitting one model.
 
 config = TrainConfig.create(dataset="digits", epochs=40)
-report = fit(config.build_model(), data.load(config), config)
+report = fit(build_model(config), load_data(config), config)
 """
 
 import contextlib
 import copy
-import json
-import time
+from collections.abc import Callable
 
 import torch
 import yaml
+from torch import nn
 
-from vitlab.checkpoint import load_weights, read_checkpoint, write_checkpoint
+from model import VisionTransformer
+from vitlab.checkpoint import load_weights, read_checkpoint
 from vitlab.cli import UserError
-from vitlab.config import SETTINGS, flag
-from vitlab.evaluation import metrics
-from vitlab.evaluation.report import evaluate, make_report
-from vitlab.files import replacing, write_json
+from vitlab.config import SETTINGS, TrainConfig, changed_settings, flag
+from vitlab.datasets.splits import Splits
+from vitlab.evaluation.report import evaluate
+from vitlab.files import write_text
 from vitlab.hardware import describe_hardware, find_device, pick_amp, try_compile
 from vitlab.models.registry import count_parameters
-from vitlab.pictures import canvas, figures
-from vitlab.training import snapshots, tracking
+from vitlab.training import tracking
 from vitlab.training.epoch import train_one_epoch
-from vitlab.training.optimizers import is_for_muon, make_average, make_optimizers
-from vitlab.training.run_folder import COLUMNS, claim_folders, find_resume, make_folders, write_metrics
-from vitlab.training.state import Progress, Run
+from vitlab.training.finish import finish, finished_report
+from vitlab.training.optimizers import make_average, make_optimizers, warmup_cosine
+from vitlab.training.run_folder import (
+    COLUMNS,
+    SILENT_ON_RESUME,
+    claim_folders,
+    continue_in,
+    find_resume,
+    make_folders,
+    write_metrics,
+)
+from vitlab.training.snapshots import Snapshots
+from vitlab.training.state import Run
 from vitlab.training.stopping import Stopped, stop_at_signal
 
 
-def out_of_patience(config, progress):
-    """Whether early stopping ends the run here."""
-    return config.early_stopping is not None and progress.waited >= config.early_stopping
+def check_can_train(config: TrainConfig) -> None:
+    """Raise UserError, before any work, if the machine, a package or a checkpoint does not allow the training.
 
-
-def check(config):
-    """Refuse, before any work, what cannot be trained: UserError."""
+    With --resume, model_path and folder_name become those of the run that is resumed.
+    """
     pick_amp(find_device(config.device), config.amp)
-    tracking.check(config.log_backend)
-    find_resume(config)
+    tracking.check_packages(config.log_backend)
+    resumed = find_resume(config, lazily=True)
+    if resumed:
+        continue_in(config, resumed[0])
     if config.init_from:
-        read_checkpoint(config.init_from)
+        read_checkpoint(config.init_from, lazily=True)
 
 
-def check_fit(model, sets, config):
-    """UserError where Muon finds nothing to do, or where a batch is a single image of whose maps batch norm sees but
-    one value."""
-    if config.optimizer == "muon" and not any(is_for_muon(*named) for named in model.named_parameters()):
-        raise UserError("--optimizer muon: the model has no blocks and no second convolution; choose adamw")
+def check_last_batch(model: nn.Module, sets: Splits, config: TrainConfig) -> None:
+    """Raise UserError if the last batch holds one image, and batch norm needs more than one value per channel."""
     n, size = len(getattr(sets.train, "labels", ())), config.batch_size
     if n % size == 1 or n and size == 1:
         image = torch.zeros(1, config.in_chans, config.img_size, config.img_size)
@@ -56,201 +63,155 @@ def check_fit(model, sets, config):
         except (ValueError, RuntimeError) as error:  # a module of another size shows its own error later
             if "more than 1 value per channel" in str(error):
                 raise UserError(
-                    f"--batch_size {size}: of {n} training images the last batch has one, with which batch norm "
-                    "cannot do; choose another size"
+                    f"--batch_size {size}: of {n} training images the last batch holds one image, and batch norm "
+                    "needs more than one value per channel; choose another size"
                 ) from None
 
 
-def fit(model, sets, config):
-    """Train a model and return its report.
+def fit(
+    model: nn.Module,
+    sets: Splits,
+    config: TrainConfig,
+    *,
+    optimizers: list[torch.optim.Optimizer] | None = None,
+    schedule: Callable[[int], float] | None = None,
+) -> dict:
+    """Train a model and return its report (evaluation.report.make_report).
 
     model: a VisionTransformer, or any module from images B x C x H x W to logits B x classes.
-    sets: splits.load's Splits; its batches may be any sized iterables of (images, labels) on the device.
-    config: a TrainConfig; its folder_name is changed where a run of that name is there already.
+    sets: load_data's Splits; its batches may be any sized iterables of (images, labels).
+    config: changed if a run of its folder_name exists: the new run is called NAME-2, or the old one is resumed.
+    optimizers: default make_optimizers(model, config). If given, the model must be on its device already.
+    schedule: batch, counted from 0 over all epochs -> learning rate; default warmup_cosine.
 
-    Writes MODEL_PATH/NAME/best.pt (on validation accuracy; without a validation split, the newest) and
-    last.pt, and OUTPUT_PATH/NAME/metrics.csv, config.yaml, graph_loss.png, graph_accuracy.png,
-    training.gif, report.json and the pictures of config.visualizers (snapshots.py). Raises UserError at
-    a loss that is not finite, a folder that cannot be written or a checkpoint that does not fit;
-    Stopped (a KeyboardInterrupt) after Ctrl-C or SIGTERM, with last.pt saved.
+    Writes MODEL_PATH/NAME/best.pt (best validation accuracy; without a validation split, the newest epoch) and
+    last.pt, and OUTPUT_PATH/NAME/metrics.csv, config.yaml, graph_loss.png, graph_accuracy.png, training.gif,
+    report.json and the pictures of config.visualizers (snapshots.py). Raises UserError if the loss is not finite, a
+    folder cannot be written or a checkpoint does not fit; Stopped (a KeyboardInterrupt) after Ctrl-C or SIGTERM, when
+    last.pt is saved.
     """
-    device = find_device(config.device)
-    amp = pick_amp(device, config.amp)
-    check_fit(model, sets, config)
-    resumed = find_resume(config)
-    taken = load_weights(model, config.init_from) if config.init_from and not resumed else []
-    make_folders(config) if resumed else claim_folders(config)
-    models, outputs = config.checkpoint_folder, config.output_folder
+    run, config_before = begin(model, sets, config, optimizers, schedule)
+    progress, steps = run.progress, len(sets.train)
+    if progress.finished and progress.is_over(config):
+        return finished_report(run)
+    announce(run, sets, config_before)
+    snapshots = Snapshots(config, sets, model, progress.epoch)
+    first_step = progress.epoch * steps + progress.step + 1 if config_before else 0
+    run.tracker = tracking.Tracker(config, config.output_folder, first_step)
 
-    torch.manual_seed(config.seed)
-    model.to(device)
-    for line in taken:
-        print(line)
-    run = Run(
-        model=model,
-        config=config,
-        device=device,
-        amp=amp,
-        optimizers=make_optimizers(model, config),
-        scaler=torch.amp.GradScaler(device.type, enabled=amp == torch.float16),
-        average=make_average(model, config.ema_decay) if config.ema_decay else None,
-        progress=Progress(),
-        forward=try_compile(model, next(iter(sets.train))[0], amp) if config.compile else model,
-    )
-    progress = run.progress
-    if resumed:
-        run.restore(resumed)
-        progress = run.progress
-        best = models / "best.pt"
-        if best.exists() and read_checkpoint(best)["training"]["progress"]["epoch"] > progress.epoch:
-            progress.best = None  # best.pt is from after the point we return to, so the next epoch replaces it
-    if progress.finished and (progress.epoch >= config.epochs or out_of_patience(config, progress)):
-        print(f"{config.folder_name} is finished: {progress.epoch} epochs, {models / 'best.pt'}")
-        try:
-            return json.loads((outputs / "report.json").read_text())
-        except OSError:
-            raise UserError(f"{outputs} has no report.json of it; give the --output_path it was trained with") from None
-    if progress.finished and sets.test and not config.no_test:
-        print(f"the test images were read after epoch {progress.epoch} and will be again: choose nothing by them")
-    progress.finished = False
-    began = time.perf_counter() - progress.wall - progress.seconds
-
-    print(
-        f"{config.folder_name}: {count_parameters(model):,} parameters on {describe_hardware(device)}, "
-        f"{str(amp).removeprefix('torch.') if amp else 'float32'}, seed {config.seed}"
-    )
-    if hasattr(model, "grid_size"):
-        print(
-            f"{model.grid_size} x {model.grid_size} = {model.grid_size**2} patches from {config.img_size} pixels a side"
-        )
-    if resumed:
-        print(f"going on after {progress.epoch} epochs and {progress.step} batches")
-        where = (
-            "folder_name",
-            "model_path",
-            "output_path",
-            "data_path",
-            "device",
-            "num_workers",
-            "resume",
-            "overwrite",
-        )
-        for name in [name for name in SETTINGS if name not in where]:
-            now = getattr(config, name)
-            before = resumed["config"].get(name, now)
-            if before != now:
-                print(f"from here on with {flag(name)} {now}, until now {before}")
-    else:
-        run.save("last.pt", sets)  # so that there is one, and a full disk is found before the first epoch
-    with replacing(outputs / "config.yaml") as part:
-        part.write_text(yaml.safe_dump(vars(config), sort_keys=False))
-
-    pictures = snapshots.Snapshots(config, sets, model, progress.epoch)
-    steps = len(sets.train)
-    run.tracker = tracking.Tracker(config, outputs, progress.epoch * steps + progress.step + 1 if resumed else 0)
     with contextlib.closing(run.tracker), stop_at_signal() as stop:
-        while progress.epoch < config.epochs and not out_of_patience(config, progress):
+        while not progress.is_over(config):
             train_loss, train_accuracy = train_one_epoch(run, sets, stop)
-            val = evaluate(run.evaluated, sets.val, amp, "validate") if sets.val else None
-
-            # one row of metrics.csv
-            row = dict(
-                epoch=progress.epoch + 1,
-                learning_rate=run.optimizers[0].param_groups[0]["lr"],
-                train_loss=train_loss,
-                train_accuracy=train_accuracy,
-                val_loss=val and val["loss"],
-                val_accuracy=val and val["accuracy"],
-                seconds=round(progress.seconds, 3),
-                images_per_second=round(progress.seen / progress.seconds, 1),
-            )
-            progress.history.append(row)
-            write_metrics(outputs / "metrics.csv", progress.history)
-            words = f"epoch {row['epoch']:3d}: loss {train_loss:.4f}, accuracy {train_accuracy:.4f}"
-            words += f"; validation {val['loss']:.4f}, {val['accuracy']:.4f}" if val else ""
-            print(f"{words}; lr {row['learning_rate']:.2e}, {row['images_per_second']:.0f} images/s", flush=True)
-            run.tracker.scalars(row["epoch"] * steps, {f"epoch/{name}": row[name] for name in COLUMNS[1:]})
-
-            # the next epoch starts from zero
-            progress.images = progress.seen
-            progress.epoch, progress.step = progress.epoch + 1, 0
-            progress.loss_sum, progress.correct, progress.seen, progress.seconds = 0.0, 0, 0, 0.0
-            progress.wall = time.perf_counter() - began
-
-            if val:
-                progress.waited = 0 if val["loss"] < progress.best_loss else progress.waited + 1
-                progress.best_loss = min(progress.best_loss, val["loss"])
-
-            # pictures
-            ends = progress.epoch == config.epochs or out_of_patience(config, progress)
-            if ends or progress.epoch % config.visualize_every_n_epochs == 0:
-                for kind, path in pictures.take(run.evaluated, progress.epoch).items():
+            val = evaluate(run.evaluated, sets.val, run.amp, "validate") if sets.val else None
+            row = {
+                "epoch": progress.epoch + 1,
+                "learning_rate": run.optimizers[0].param_groups[0]["lr"],
+                "train_loss": train_loss,
+                "train_accuracy": train_accuracy,
+                "val_loss": val and val["loss"],
+                "val_accuracy": val and val["accuracy"],
+                "seconds": round(progress.seconds, 3),
+                "images_per_second": round(progress.images_per_second, 1),
+            }
+            is_best = progress.next_epoch(row, val)
+            progress.wall = run.seconds
+            log_epoch(run, row, steps)
+            if progress.is_over(config) or progress.epoch % config.visualize_every_n_epochs == 0:
+                for kind, path in snapshots.take(run.evaluated, progress.epoch).items():
                     run.tracker.picture(progress.epoch * steps, kind, path)
                     print(path)
 
-            # best, last and periodic checkpoints
-            best = progress.best
-            if not val or best is None or (val["accuracy"], -val["loss"]) > (best["accuracy"], -best["loss"]):
-                progress.best, progress.best_epoch = val, progress.epoch
+            if is_best:
                 run.save("best.pt", sets)
             if config.save_every_n_epochs and progress.epoch % config.save_every_n_epochs == 0:
                 run.save(f"ViT_model_{progress.epoch:03d}.pt", sets)
             run.save("last.pt", sets)
             if stop():
                 raise Stopped(stop())
-        if out_of_patience(config, progress):
+        if progress.out_of_patience(config):
             print(f"stopped early: no lower validation loss for {progress.waited} epochs")
+        return finish(run, sets, snapshots)
 
-        # the test set, once, with the weights that validation chose
-        chosen = read_checkpoint(models / "best.pt")
-        run.evaluated.load_state_dict(chosen["model"])
-        test = evaluate(run.evaluated, sets.test, amp, "test") if sets.test and not config.no_test else None
 
-        row = progress.history[progress.best_epoch - 1]
-        report = make_report(
-            name=config.folder_name,
-            dataset=config.dataset,
-            checkpoint=models / "best.pt",
-            seed=config.seed,
-            device=device,
-            model=model,
-            seconds=time.perf_counter() - began,
-            images_per_second=progress.images * len(progress.history) / sum(row["seconds"] for row in progress.history),
-            train=metrics.running(row["train_accuracy"], row["train_loss"], progress.images),
-            val=progress.best,
-            test=test,
-        )
-        for what in ("loss", "accuracy"):
-            path = outputs / f"graph_{what}.png"
-            figures.plot_curve(
-                progress.history,
-                what,
-                path,
-                test=test and test[what],
-                best_epoch=progress.best_epoch,
-                soft_labels=bool(config.label_smoothing or config.mixup or config.cutmix),
-            )
-            run.tracker.picture(progress.epoch * steps, what, path)
-            print(path)
-        frames = figures.training_frames(progress.history, title=config.folder_name)
-        print(canvas.save_gif(frames, outputs / "training.gif", frame_ms=200, hold=5))
-        for path in pictures.finish():
-            print(path)
-        if test:
-            run.tracker.scalars(progress.epoch * steps, {"test/accuracy": test["accuracy"], "test/loss": test["loss"]})
-    print(write_json(outputs / "report.json", report))
+def begin(
+    model: nn.Module,
+    sets: Splits,
+    config: TrainConfig,
+    optimizers: list[torch.optim.Optimizer] | None,
+    schedule: Callable[[int], float] | None,
+) -> tuple[Run, dict | None]:
+    """Prepare a run: model, optimisers and folders, restored if the run is resumed.
 
-    last = read_checkpoint(models / "last.pt")
-    last["training"]["progress"]["finished"] = True
-    write_checkpoint(models / "last.pt", last)
+    Returns the run, and the config with which it was trained before, None for a new one.
+    """
+    device = find_device(config.device)
+    amp = pick_amp(device, config.amp)
+    if optimizers and any(parameter.device.type != device.type for parameter in model.parameters()):
+        raise UserError(f"the model is not on {device}; move it there before its optimisers are made")
+    model.to(device)
+    optimizers = optimizers or make_optimizers(model, config)
+    check_last_batch(model, sets, config)
 
-    if progress.best:
-        best = progress.best
-        print(f"best epoch {progress.best_epoch}: validation accuracy {best['accuracy']:.4f}, loss {best['loss']:.4f}")
-    if test:
-        low, high = test["ci95"]
-        print(
-            f"test accuracy {test['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), "
-            f"loss {test['loss']:.4f}, {test['n']} images"
-        )
-    return report
+    resumed = find_resume(config)
+    notes = load_weights(model, config.init_from) if config.init_from and not resumed else []
+    if resumed:
+        path, checkpoint = resumed
+        continue_in(config, path)
+        make_folders(config, config.folder_name)
+    else:
+        config.folder_name = claim_folders(config)
+    for line in notes:
+        print(line)
+
+    torch.manual_seed(config.seed)
+    run = Run(
+        model=model,
+        config=config,
+        device=device,
+        amp=amp,
+        optimizers=optimizers,
+        schedule=schedule or warmup_cosine(config, steps_per_epoch=len(sets.train)),
+        scaler=torch.amp.GradScaler(device.type, enabled=amp == torch.float16),
+        average=make_average(model, config.ema_decay) if config.ema_decay else None,
+        forward=try_compile(model, next(iter(sets.train))[0], amp) if config.compile else model,
+    )
+    if not resumed:
+        return run, None
+    run.restore(checkpoint)
+    best = config.checkpoint_folder / "best.pt"
+    if best.exists() and read_checkpoint(best, lazily=True)["training"]["progress"]["epoch"] > run.progress.epoch:
+        run.progress.best = None  # best.pt is from after the point we return to, so the next epoch replaces it
+    return run, checkpoint["config"]
+
+
+def announce(run: Run, sets: Splits, config_before: dict | None) -> None:
+    """Say what is trained, and write config.yaml and the first last.pt."""
+    model, config, progress = run.model, run.config, run.progress
+    if progress.finished and sets.test and not config.no_test:
+        print(f"the test images were read after epoch {progress.epoch} and will be again: choose nothing by them")
+    progress.finished = False
+    print(
+        f"{config.folder_name}: {count_parameters(model):,} parameters on {describe_hardware(run.device)}, "
+        f"{str(run.amp).removeprefix('torch.') if run.amp else 'float32'}, seed {config.seed}"
+    )
+    if isinstance(model, VisionTransformer):
+        side = model.grid_size
+        print(f"{side} x {side} = {side**2} patches from {config.img_size} pixels a side")
+    if config_before:
+        print(f"going on after {progress.epoch} epochs and {progress.step} batches")
+        announced = [name for name in SETTINGS if name not in SILENT_ON_RESUME]
+        for name, (before, now) in changed_settings(config_before, config, announced).items():
+            print(f"from here on with {flag(name)} {now}, until now {before}")
+    else:
+        run.save("last.pt", sets)  # so that there is one, and a full disk is found before the first epoch
+    write_text(config.output_folder / "config.yaml", yaml.safe_dump(vars(config), sort_keys=False))
+
+
+def log_epoch(run: Run, row: dict, steps_per_epoch: int) -> None:
+    """metrics.csv, a line on the console, and the tracker."""
+    write_metrics(run.config.output_folder / "metrics.csv", run.progress.history)
+    line = f"epoch {row['epoch']:3d}: loss {row['train_loss']:.4f}, accuracy {row['train_accuracy']:.4f}"
+    if row["val_loss"] is not None:
+        line += f"; validation {row['val_loss']:.4f}, {row['val_accuracy']:.4f}"
+    print(f"{line}; lr {row['learning_rate']:.2e}, {row['images_per_second']:.0f} images/s", flush=True)
+    run.tracker.scalars(row["epoch"] * steps_per_epoch, {f"epoch/{name}": row[name] for name in COLUMNS[1:]})

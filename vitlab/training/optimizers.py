@@ -1,64 +1,119 @@
-"""AdamW, SGD and Muon, the schedule of their learning rate, and the average of the weights."""
+"""The recipe: AdamW, SGD or Muon, the learning rate of each step, and the average of the weights."""
 
 import math
+from collections.abc import Callable
 
 import torch
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from vitlab.cli import UserError
+from vitlab.config import TrainConfig
 
-def learning_rate(step, *, steps_per_epoch, config):
-    """The learning rate of one batch, counted from 0: linear warmup, then a cosine down to min_lr
-    (Loshchilov & Hutter, arXiv:1608.03983, without restarts)."""
+
+def warmup_cosine(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], float]:
+    """The learning rate of a batch, counted from 0 over all epochs: linear warmup, then a cosine down to min_lr.
+
+    Source: Loshchilov & Hutter, arXiv:1608.03983, section 3, without restarts. The function keeps no state, so a
+    resumed run needs only the number of the batch.
+    """
     warmup = config.warmup_steps if config.warmup_steps is not None else config.warmup_epochs * steps_per_epoch
-    if step < warmup:
-        return config.learning_rate * (step + 1) / (warmup + 1)
-    done = (step - warmup) / max(1, config.epochs * steps_per_epoch - 1 - warmup)
-    return config.min_lr + (config.learning_rate - config.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    peak, end = config.learning_rate, config.min_lr
+    decay = max(1, config.epochs * steps_per_epoch - 1 - warmup)
+
+    def learning_rate(step: int) -> float:
+        if step < warmup:
+            return peak * (step + 1) / (warmup + 1)
+        return end + (peak - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / decay)))
+
+    return learning_rate
 
 
-def make_optimizers(model, config):
-    """The optimisers of a model, a list: AdamW or SGD of all of it, or Muon (Jordan et al., 2024) of
-    the blocks' matrices and of all convolutions but the first, which reads the pixels, and AdamW of the
-    rest. No weight decay on norms, biases, tokens, positions. A group's "scale" is its learning rate
-    over the schedule's."""
-    decayed, spared, matrices = [], [], []
+def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """The optimisers of a model: [AdamW], [SGD], or [AdamW, Muon].
+
+    Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon) takes the blocks' matrices and all convolutions but
+    the first, which reads the pixels; AdamW takes the rest. Norms, biases, tokens and positions have no weight decay.
+    The group key "lr_scale" multiplies the schedule's learning rate. The model must be on its device already: Muon
+    holds views of its memory. Raises UserError if Muon finds nothing to optimise.
+    """
+    decayed, undecayed, matrices = [], [], []
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2 or name in ("cls_token", "pos_embed"):
-            spared.append(parameter)
+            undecayed.append(parameter)
         elif config.optimizer == "muon" and is_for_muon(name, parameter):
             matrices.append(parameter if parameter.ndim == 2 else as_matrix(parameter))
         else:
             decayed.append(parameter)
-    rest = [
-        {"params": decayed, "weight_decay": config.weight_decay, "scale": 1.0},
-        {"params": spared, "weight_decay": 0.0, "scale": 1.0},
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay, "lr_scale": 1.0},
+        {"params": undecayed, "weight_decay": 0.0, "lr_scale": 1.0},
     ]
-    rest = [group for group in rest if group["params"]]
+    groups = [group for group in groups if group["params"]]
     if config.optimizer == "sgd":
-        return [torch.optim.SGD(rest, lr=config.learning_rate, momentum=0.9, nesterov=True, fused=True)]
-    optimizers = [torch.optim.AdamW(rest, lr=config.learning_rate, fused=True)]
+        return [torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9, nesterov=True, fused=True)]
+    optimizers = [torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)]
     if config.optimizer == "muon":
-        group = {"params": matrices, "scale": config.muon_lr / config.learning_rate}
+        if not matrices:
+            raise UserError("--optimizer muon: the model has no blocks and no second convolution; choose adamw")
+        group = {"params": matrices, "lr_scale": config.muon_lr / config.learning_rate}
         optimizers.append(torch.optim.Muon([group], lr=config.muon_lr, weight_decay=config.weight_decay))
     return optimizers
 
 
-def is_for_muon(name, parameter):
-    """Whether Muon takes it: a block's matrix, or a convolution that does not read the pixels."""
+def is_for_muon(name: str, parameter: nn.Parameter) -> bool:
+    """Whether Muon optimises this parameter: a block's matrix, or a convolution that does not read the pixels."""
     return (name.startswith("blocks.") and parameter.ndim == 2) or (parameter.ndim == 4 and parameter.shape[1] > 3)
 
 
-def as_matrix(filters):
-    """The filters of a convolution, C x I x k x k, as the parameter C x Ikk that Muon takes: the same
-    numbers in the same memory, and so is its gradient."""
-    matrix = torch.nn.Parameter(filters.detach().view(len(filters), -1))
+def as_matrix(filters: nn.Parameter) -> nn.Parameter:
+    """The filters of a convolution, C x I x k x k, as a C x Ikk parameter for Muon. Both share their memory, and
+    the gradient of the filters becomes the gradient of the matrix."""
+    matrix = nn.Parameter(filters.detach().view(len(filters), -1))
     filters.register_post_accumulate_grad_hook(lambda filters: setattr(matrix, "grad", filters.grad.view_as(matrix)))
     return matrix
 
 
-def make_average(model, decay):
-    """An exponential moving average of a model's weights (Polyak & Juditsky, 1992), which forgets
-    faster while it is young: after n updates the decay is at most (1 + n) / (10 + n)."""
+def set_learning_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> float:
+    """Set the schedule's learning rate in all parameter groups, times each group's lr_scale; returns it."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+    return rate
+
+
+def accumulation(batch: int, batches: int, accumulate: int) -> tuple[int, bool]:
+    """Of batch number `batch` of an epoch of `batches`: (how many batches make up its optimiser step, whether it is
+    the last of them). The last step of an epoch may have fewer than `accumulate`."""
+    first = batch // accumulate * accumulate
+    count = min(accumulate, batches - first)
+    return count, batch + 1 == first + count
+
+
+def optimizer_step(
+    model: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    scaler: torch.amp.GradScaler,
+    clip_grad: float = 0.0,
+    average: AveragedModel | None = None,
+) -> None:
+    """Update the weights from their gradients, clipped to the norm `clip_grad` (0: not clipped), then the average of
+    the weights; the gradients are cleared."""
+    if clip_grad:
+        for optimizer in optimizers:
+            scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
+    for optimizer in optimizers:
+        scaler.step(optimizer)
+    scaler.update()
+    model.zero_grad(set_to_none=True)
+    if average:
+        average.update_parameters(model)
+
+
+def make_average(model: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of a model's weights (Polyak & Juditsky, 1992). It forgets faster at the start:
+    after n updates the decay is at most (1 + n) / (10 + n)."""
 
     def lerp(averaged, current, updates):
         weight = 1 - min(decay, (1 + int(updates)) / (10 + int(updates)))

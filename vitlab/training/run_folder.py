@@ -6,20 +6,19 @@ from pathlib import Path
 
 from vitlab.checkpoint import read_checkpoint
 from vitlab.cli import UserError
-from vitlab.config import SETTINGS, flag
+from vitlab.config import TrainConfig, changed_settings, flag
 from vitlab.files import replacing, writable_folder
 
-COLUMNS = (
+COLUMNS = (  # of metrics.csv, and the keys of a row of the history
     "epoch",
-    "learning_rate",
-    "train_loss",
+    "learning_rate",  # of the last step
+    "train_loss",  # averages over the epoch, while the weights changed
     "train_accuracy",
-    "val_loss",
+    "val_loss",  # None without a validation split
     "val_accuracy",
-    "seconds",
+    "seconds",  # of training alone
     "images_per_second",
 )
-
 
 RUN_FILES = (
     "best.pt",
@@ -32,9 +31,8 @@ RUN_FILES = (
     "training.gif",
 )
 
-
-# What a resumed run must share with the one it goes on from, beside the model's arguments
-KEPT = (
+# Settings that must not change when a run is resumed, besides the model's
+MUST_MATCH_ON_RESUME = (
     "dataset",
     "batch_size",
     "seed",
@@ -46,50 +44,68 @@ KEPT = (
     "grad_accum_steps",
 )
 
-
-def claim_folders(config):
-    """Make the run's folders and see that they can be written; a run of that name is not touched:
-    the new one is called NAME-2, NAME-3, ... (or, with overwrite, its files are removed)."""
-
-    def files_of(name):
-        folders = Path(config.model_path) / name, Path(config.output_path) / name
-        found = {folder / file for folder in folders for file in RUN_FILES if (folder / file).is_file()}
-        return found | {file for folder in folders for file in folder.glob("ViT_model_*.pt")}
-
-    wanted, number = config.folder_name, 2
-    while not config.overwrite and files_of(config.folder_name):
-        config.folder_name = f"{wanted}-{number}"
-        number += 1
-    if config.folder_name != wanted:
-        print(f"{wanted} holds a run already: this one is called {config.folder_name} (--overwrite writes over it)")
-    make_folders(config)
-    for file in files_of(config.folder_name):
-        file.unlink()
-    for pictures in ("tensorboard", "visualizers"):
-        shutil.rmtree(config.output_folder / pictures, ignore_errors=True)
+# Settings that may change then without a line that says so
+SILENT_ON_RESUME = (
+    "folder_name",
+    "model_path",
+    "output_path",
+    "data_path",
+    "device",
+    "num_workers",
+    "resume",
+    "overwrite",
+)
 
 
-def make_folders(config):
-    writable_folder(config.checkpoint_folder, "--model_path")
-    writable_folder(config.output_folder, "--output_path")
+def claim_folders(config: TrainConfig) -> str:
+    """Make empty folders for a new run, and return its name.
 
-
-def newest(config):
-    """The last of NAME/last.pt, NAME-2/last.pt, ... (the names of claim_folders), or None."""
-    found, name, number = None, config.folder_name, 2
-    while any((Path(path) / name).is_dir() for path in (config.model_path, config.output_path)):
-        path = Path(config.model_path) / name / "last.pt"
-        found = path if path.is_file() else found
+    A run that has the name already is not touched: the new one is called NAME-2, NAME-3, ... With config.overwrite
+    the files of the old one are removed instead. Raises UserError if a folder cannot be written.
+    """
+    name, number = config.folder_name, 2
+    while not config.overwrite and files_of_run(config, name):
         name = f"{config.folder_name}-{number}"
         number += 1
-    return found
+    if name != config.folder_name:
+        print(f"{config.folder_name} holds a run already: this one is called {name} (--overwrite writes over it)")
+    make_folders(config, name)
+    for file in files_of_run(config, name):
+        file.unlink()
+    for pictures in ("tensorboard", "visualizers"):
+        shutil.rmtree(Path(config.output_path) / name / pictures, ignore_errors=True)
+    return name
 
 
-def find_resume(config):
-    """The checkpoint that config.resume names, read and compared with the config; None where the run
-    starts anew. Sets the config's folders to those of the run that goes on.
+def files_of_run(config: TrainConfig, name: str) -> set[Path]:
+    """The files that a run called `name` has left in its two folders."""
+    folders = Path(config.model_path) / name, Path(config.output_path) / name
+    files = {folder / file for folder in folders for file in RUN_FILES if (folder / file).is_file()}
+    return files | {file for folder in folders for file in folder.glob("ViT_model_*.pt")}
 
-    Raises UserError where it does not fit: another architecture, other data, no training state.
+
+def make_folders(config: TrainConfig, name: str) -> None:
+    """The two folders of the run called `name`. Raises UserError if they cannot be written."""
+    writable_folder(Path(config.model_path) / name, "--model_path")
+    writable_folder(Path(config.output_path) / name, "--output_path")
+
+
+def newest(config: TrainConfig) -> Path | None:
+    """The last of NAME/last.pt, NAME-2/last.pt, ... (the names that claim_folders gives), or None."""
+    last, name, number = None, config.folder_name, 2
+    while any((Path(path) / name).is_dir() for path in (config.model_path, config.output_path)):
+        path = Path(config.model_path) / name / "last.pt"
+        last = path if path.is_file() else last
+        name = f"{config.folder_name}-{number}"
+        number += 1
+    return last
+
+
+def find_resume(config: TrainConfig, *, lazily: bool = False) -> tuple[Path, dict] | None:
+    """The checkpoint that config.resume names, its path and its contents; None if the run starts anew.
+
+    lazily: read only what the comparison with the config needs (read_checkpoint).
+    Raises UserError if the checkpoint does not fit: another architecture, other data, no training state.
     """
     if config.resume is None:
         return None
@@ -97,26 +113,29 @@ def find_resume(config):
     if path is None:
         return None
     path = path / "last.pt" if path.is_dir() else path
-    path = path if path.parent.name else path.absolute()  # from within the run's folder
-    contents = read_checkpoint(path)
-    if not isinstance(contents, dict) or "optimizers" not in contents.get("training", {}):
+    path = path if path.parent.name else path.absolute()  # a file in the current folder: its run's name is needed
+    checkpoint = read_checkpoint(path, lazily=lazily)
+    if not isinstance(checkpoint, dict) or "optimizers" not in checkpoint.get("training", {}):
         raise UserError(f"--resume {path} holds weights without the state of a training; --init_from starts from them")
-    was = contents["config"]
-    for name in ("model", *config.model_args(), *KEPT):
-        before = was.get(name, SETTINGS[name].default)
-        if before != getattr(config, name):
-            raise UserError(
-                f"--resume {path}: it was trained with {flag(name)} {before}, not {getattr(config, name)}; "
-                "give the same, or start anew without --resume"
-            )
-    if bool(was["ema_decay"]) != bool(config.ema_decay):
-        raise UserError(f"--resume {path}: it was trained with --ema_decay {was['ema_decay']:g}; give the same")
-    config.model_path, config.folder_name = str(path.parent.parent), path.parent.name
-    return contents
+    fixed = ("model", *config.model_args(), *MUST_MATCH_ON_RESUME)
+    for name, (before, now) in changed_settings(checkpoint["config"], config, fixed).items():
+        raise UserError(
+            f"--resume {path}: it was trained with {flag(name)} {before}, not {now}; "
+            "give the same, or start anew without --resume"
+        )
+    ema_decay = checkpoint["config"]["ema_decay"]
+    if bool(ema_decay) != bool(config.ema_decay):
+        raise UserError(f"--resume {path}: it was trained with --ema_decay {ema_decay:g}; give the same")
+    return path, checkpoint
 
 
-def write_metrics(path, history):
-    """metrics.csv: a row an epoch; what was not measured is empty."""
+def continue_in(config: TrainConfig, checkpoint: Path) -> None:
+    """Set the config's model_path and folder_name to those of the run that the checkpoint belongs to."""
+    config.model_path, config.folder_name = str(checkpoint.parent.parent), checkpoint.parent.name
+
+
+def write_metrics(path: Path, history: list[dict]) -> Path:
+    """metrics.csv: one row per epoch; what was not measured is empty."""
     with replacing(path) as part, open(part, "w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()

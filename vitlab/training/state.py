@@ -2,61 +2,121 @@
 
 import math
 import random
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from vitlab.checkpoint import save_checkpoint
 from vitlab.cli import UserError
-from vitlab.training import tracking
+from vitlab.config import TrainConfig
+from vitlab.datasets.splits import Splits
+from vitlab.training.tracking import Tracker
 
 
 @dataclass
 class Progress:
-    """How far a run is: all that a checkpoint keeps of it beside tensors."""
+    """Progress of a run: what a checkpoint stores besides tensors (under these field names)."""
 
     epoch: int = 0  # finished epochs
-    step: int = 0  # finished batches of the epoch under way, and their sums:
+    step: int = 0  # finished batches of the current epoch, and their sums:
     loss_sum: float = 0.0
     correct: int = 0
-    seen: int = 0
+    seen: int = 0  # images
     seconds: float = 0.0
-    history: list = field(default_factory=list)  # a dict an epoch: COLUMNS
-    best: dict | None = None  # the best epoch's validation
+    history: list = field(default_factory=list)  # one dict per epoch: run_folder.COLUMNS
+    best: dict | None = None  # validation result of the best epoch
     best_epoch: int = 0
-    best_loss: float = math.inf  # the lowest validation loss, and epochs since: early stopping
+    best_loss: float = math.inf  # the lowest validation loss; early stopping counts the epochs since then:
     waited: int = 0
-    images: int = 0  # of a whole epoch
+    images: int = 0  # in a complete epoch
     finished: bool = False
-    wall: float = 0.0  # seconds of the whole run, interruptions apart
+    wall: float = 0.0  # seconds of the complete run, without interruptions
+
+    def add(self, batches: list[tuple[float, int, int]], seconds: float) -> None:
+        """Add batches, each (mean loss, correct predictions, images), and the time that they took together."""
+        for loss, correct, images in batches:
+            self.loss_sum += loss * images
+            self.correct += correct
+            self.seen += images
+        self.seconds += seconds
+
+    @property
+    def loss(self) -> float:
+        """Mean training loss of the current epoch so far."""
+        return self.loss_sum / self.seen
+
+    @property
+    def accuracy(self) -> float:
+        """Training accuracy of the current epoch so far, 0..1."""
+        return self.correct / self.seen
+
+    @property
+    def images_per_second(self) -> float:
+        return self.seen / self.seconds
+
+    def next_epoch(self, row: dict, val: dict | None) -> bool:
+        """Close an epoch with its row of the history and its validation result; whether it is the best so far.
+        Without validation the newest epoch is the best."""
+        self.history.append(row)
+        self.images = self.seen
+        self.epoch, self.step = self.epoch + 1, 0
+        self.loss_sum, self.correct, self.seen, self.seconds = 0.0, 0, 0, 0.0
+        if val:
+            self.waited = 0 if val["loss"] < self.best_loss else self.waited + 1
+            self.best_loss = min(self.best_loss, val["loss"])
+        best = self.best
+        is_best = not val or best is None or (val["accuracy"], -val["loss"]) > (best["accuracy"], -best["loss"])
+        if is_best:
+            self.best, self.best_epoch = val, self.epoch
+        return is_best
+
+    def out_of_patience(self, config: TrainConfig) -> bool:
+        """Whether early stopping ends the run here."""
+        return config.early_stopping is not None and self.waited >= config.early_stopping
+
+    def is_over(self, config: TrainConfig) -> bool:
+        """Whether no epoch is left, or early stopping ends the run here."""
+        return self.epoch >= config.epochs or self.out_of_patience(config)
 
 
 @dataclass
 class Run:
-    """Everything that changes while a model is trained; save() and restore() are exact."""
+    """A model in training and everything that changes with it; save() and restore() are exact."""
 
-    model: torch.nn.Module
-    config: Any
+    model: nn.Module
+    config: TrainConfig
     device: torch.device
-    amp: torch.dtype | None
-    optimizers: list
+    amp: torch.dtype | None  # of autocast; None: float32
+    optimizers: list[torch.optim.Optimizer]
+    schedule: Callable[[int], float]  # batch, counted from 0 over all epochs -> learning rate
     scaler: torch.amp.GradScaler
     average: AveragedModel | None
-    progress: Progress
-    tracker: tracking.Tracker | None = None
-    forward: Any = None  # the model, compiled or not
+    forward: Callable[[torch.Tensor], torch.Tensor]  # the model, compiled or not
+    progress: Progress = field(default_factory=Progress)
+    tracker: Tracker | None = None
+    began: float = field(default_factory=time.perf_counter)
 
     @property
-    def evaluated(self):
-        """The weights that are validated and tested: the average, where there is one."""
+    def evaluated(self) -> nn.Module:
+        """The model that is validated and tested: the averaged one if there is an average."""
         return self.average.module if self.average else self.model
 
-    def save(self, name, sets):
-        """Write MODEL_PATH/NAME/name, from which restore() goes on exactly here; of best.pt, which is
-        for use, the weights and the progress alone (and the raw weights beside their average)."""
+    @property
+    def seconds(self) -> float:
+        """Seconds since the run began, without interruptions."""
+        return time.perf_counter() - self.began
+
+    def save(self, name: str, sets: Splits) -> None:
+        """Write MODEL_PATH/NAME/name, from which restore() continues exactly here.
+
+        best.pt holds only weights and progress. If weights are averaged, "model" is the average, and "raw_model" of
+        the training state holds the weights that the optimiser goes on from.
+        """
         training = {
             "progress": asdict(self.progress),
             "raw_model": self.model.state_dict() if self.average else None,
@@ -68,32 +128,41 @@ class Run:
                 "averaged": int(self.average.n_averaged) if self.average else 0,
                 "generators": generator_states(self.device),
             }
-        known = dict(classes=sets.classes, mean=sets.mean, std=sets.std, history=self.progress.history)
+        about = dict(classes=sets.classes, mean=sets.mean, std=sets.std, history=self.progress.history)
         path = self.config.checkpoint_folder / name
-        save_checkpoint(path, self.evaluated, self.config, **known, training=training)
+        save_checkpoint(path, self.evaluated, self.config, **about, training=training)
 
-    def restore(self, contents):
-        training = contents["training"]
+    def restore(self, checkpoint: dict) -> None:
+        """Go back to where save() wrote `checkpoint`. Weight decay and lr_scale stay as the config has them.
+
+        Raises UserError if the optimisers' state does not fit.
+        """
+        training = checkpoint["training"]
         self.progress = Progress(**training["progress"])
-        self.evaluated.load_state_dict(contents["model"])
+        self.began = time.perf_counter() - self.progress.wall - self.progress.seconds
+        self.evaluated.load_state_dict(checkpoint["model"])
         if self.average:
             self.model.load_state_dict(training["raw_model"])
             self.average.n_averaged.fill_(training["averaged"])
         for optimizer, state in zip(self.optimizers, training["optimizers"], strict=True):
-            asked = [{name: group[name] for name in ("weight_decay", "scale")} for group in optimizer.param_groups]
+            configured = [
+                {name: group[name] for name in ("weight_decay", "lr_scale") if name in group}
+                for group in optimizer.param_groups
+            ]
             try:
                 optimizer.load_state_dict(state)
             except ValueError as error:
                 raise UserError(f"--resume: its optimiser is of another version ({error}); start anew") from None
-            for group, own in zip(optimizer.param_groups, asked):
-                group.update(own)
-        if training["scaler"]:  # empty where the run was not in float16 so far
+            for group, settings in zip(optimizer.param_groups, configured):
+                group.pop("scale", None)  # lr_scale's name in older checkpoints
+                group.update(settings)
+        if training["scaler"]:  # empty if the run was not in float16 so far
             self.scaler.load_state_dict(training["scaler"])
         set_generator_states(training["generators"], self.device)
 
 
-def generator_states(device):
-    """The state of every generator that a model or a data set may draw from."""
+def generator_states(device: torch.device) -> dict:
+    """The state of every global random generator that a model or a data set may draw from."""
     states = {"torch": torch.get_rng_state(), "python": random.getstate()}
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - the global one, which others may use
     states["numpy"] = (kind, keys.tolist(), *rest)
@@ -104,7 +173,8 @@ def generator_states(device):
     return states
 
 
-def set_generator_states(states, device):
+def set_generator_states(states: dict, device: torch.device) -> None:
+    """Undo what was drawn since generator_states()."""
     torch.set_rng_state(states["torch"])
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])  # noqa: NPY002

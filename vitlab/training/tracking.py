@@ -1,18 +1,20 @@
-"""Where curves go beside metrics.csv: TensorBoard, Weights & Biases, both or neither.
+"""Where curves go besides metrics.csv: TensorBoard, Weights & Biases, both or neither.
 
 Both are optional: pip install tensorboard, pip install wandb. Without a network or an account, W&B
 runs offline: WANDB_MODE=offline.
 """
 
 import importlib.util
+from pathlib import Path
 
 from vitlab.cli import UserError
+from vitlab.config import TrainConfig
 
 PACKAGES = {"tensorboard": ("tensorboard",), "wandb": ("wandb",), "both": ("tensorboard", "wandb"), "none": ()}
 
 
-def check(backend):
-    """UserError, naming what to install, where a package that `backend` needs is missing."""
+def check_packages(backend: str) -> None:
+    """Raise UserError, naming what to install, if a package that `backend` needs is missing."""
     for package in PACKAGES[backend]:
         if importlib.util.find_spec(package) is None:
             raise UserError(f"--log_backend {backend} needs {package}: pip install {package}")
@@ -21,11 +23,11 @@ def check(backend):
 class Tracker:
     """Sends scalars and pictures to the backends that the config names.
 
-    step: the first step that is to be logged; what an interrupted run logged from there on is dropped
-    from TensorBoard's curves (at Weights & Biases a resumed run is a run of its own).
+    step: the first step that will be logged. TensorBoard drops from its curves what an interrupted run logged from
+    there on; at Weights & Biases a resumed run is a run of its own.
     """
 
-    def __init__(self, config, folder, step=0):
+    def __init__(self, config: TrainConfig, folder: Path, step: int = 0):
         self.board = self.wandb = None
         if "tensorboard" in PACKAGES[config.log_backend]:
             from torch.utils.tensorboard import SummaryWriter
@@ -38,8 +40,8 @@ class Tracker:
                 project=config.project_name, name=config.folder_name, config=vars(config), dir=str(folder)
             )
 
-    def scalars(self, step, values):
-        """Log a dict of numbers (None is left out) at a step."""
+    def scalars(self, step: int, values: dict[str, float | None]) -> None:
+        """Log numbers at a step; None is left out."""
         values = {name: value for name, value in values.items() if value is not None}
         if self.board:
             for name, value in values.items():
@@ -47,7 +49,7 @@ class Tracker:
         if self.wandb:
             self.wandb.log(values, step=step)
 
-    def picture(self, step, name, path):
+    def picture(self, step: int, name: str, path: Path) -> None:
         """Log a PNG file."""
         if self.board:
             import numpy as np
@@ -60,7 +62,7 @@ class Tracker:
 
             self.wandb.log({name: wandb.Image(str(path))}, step=step)
 
-    def close(self):
+    def close(self) -> None:
         if self.board:
             self.board.close()
         if self.wandb:
