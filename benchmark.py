@@ -52,7 +52,8 @@ def start(command: list) -> tuple[float, float]:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise UserError(f"`python {' '.join(map(str, command))}` fails; run it to see why")
-    return seconds, usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)  # there it counts bytes, else KiB
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB on Linux
+    return seconds, usage.ru_maxrss * unit / 1e6
 
 
 def time_cold_starts(repeats: int = 5) -> dict:
@@ -78,11 +79,12 @@ def time_cold_starts(repeats: int = 5) -> dict:
 
 
 def print_cold_starts(report: dict) -> None:
+    """Print what time_cold_starts returns, one line per script."""
     for name, cost in report["help"].items():
         print(f"{name + ' --help':>20}: {cost['seconds']:.2f} s, {cost['peak_mb']:.0f} MB")
     cost = report["prediction"]
     print(
-        f"test.py --mode custom: {cost['seconds']:.2f} s, of them {cost['import_torch']:.2f} s to import torch and "
+        f"test.py --mode custom: {cost['seconds']:.2f} s, of which {cost['import_torch']:.2f} s to import torch and "
         f"{cost['beyond_torch']:.2f} s beyond it"
     )
 
@@ -133,7 +135,7 @@ def main():
         print_cold_starts(measured)
         others = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         print(write_json(path, {**others, "cold_start": measured}))
-        return
+        return 0
 
     # torch takes seconds to import, and --help does not need it
     import torch
@@ -160,7 +162,8 @@ def main():
     write_json(path, report)
     sys.stdout.flush()
     # in a process without torch (see start), which adds them to the report
-    subprocess.run([sys.executable, __file__, "--cold_start", "--output_path", config.output_path], check=True)
+    command = [sys.executable, __file__, "--cold_start", "--output_path", config.output_path]
+    return subprocess.run(command).returncode
 
 
 if __name__ == "__main__":
