@@ -14,7 +14,7 @@ from PIL import Image
 from test_checkpoint import Teaching
 from test_model import scramble
 
-from vitlab.checkpoint import load_checkpoint, load_weights, read_checkpoint, save_checkpoint
+from vitlab.checkpoint import load_checkpoint, load_weights, read_checkpoint, save_checkpoint, write_checkpoint
 from vitlab.cli import UserError
 from vitlab.config import TrainConfig
 from vitlab.datasets import augment
@@ -23,7 +23,7 @@ from vitlab.evaluation.report import evaluate
 from vitlab.models.registry import build_model
 from vitlab.training import loop, tracking
 from vitlab.training.loop import check_last_batch
-from vitlab.training.optimizers import make_average, make_optimizers, warmup_cosine
+from vitlab.training.optimizers import accumulation, make_average, make_optimizers, warmup_cosine
 
 TINY = dict(
     dataset="digits",
@@ -57,6 +57,12 @@ def test_accumulated_batches_are_one_large_batch(tmp_path):
     for name, value in whole["model"].items():
         torch.testing.assert_close(parts["model"][name], value, atol=1e-5, rtol=1e-4)
     assert any((whole["model"][name] - start[name]).abs().max() > 0.01 for name in start)
+
+
+def test_the_last_step_of_an_epoch_takes_the_batches_that_are_left():
+    steps = [accumulation(batch, batches=5, accumulate=2) for batch in range(5)]
+    assert steps == [(2, False), (2, True), (2, False), (2, True), (1, True)]
+    assert [accumulation(batch, batches=3, accumulate=1) for batch in range(3)] == 3 * [(1, True)]
 
 
 def test_the_average_is_the_exponential_one(tmp_path):
@@ -294,6 +300,10 @@ def test_tensorboard_holds_the_curves(tmp_path):
 
 def test_a_resumed_run_takes_the_new_flags(tmp_path):
     first, _, _ = fit(tmp_path, epochs=1, optimizer="muon", weight_decay=0.1, muon_lr=0.01, learning_rate=1e-3)
+    for state in first["training"]["optimizers"]:
+        for group in state["param_groups"]:
+            group["scale"] = group.pop("lr_scale")  # as checkpoints had it before
+    write_checkpoint(tmp_path / "vit-layer2-8-digits" / "last.pt", first)
     paths = dict(output_path=str(tmp_path), model_path=str(tmp_path), no_test=True, resume="auto")
     new = dict(epochs=2, optimizer="muon", weight_decay=0.5, muon_lr=0.03, learning_rate=1e-3)
     config = TrainConfig.create(TINY, **paths, **new)
@@ -301,7 +311,8 @@ def test_a_resumed_run_takes_the_new_flags(tmp_path):
     last = read_checkpoint(config.checkpoint_folder / "last.pt")
     adamw, muon = (state["param_groups"] for state in last["training"]["optimizers"])
     assert [group["weight_decay"] for group in (*adamw, *muon)] == [0.5, 0.0, 0.5]
-    assert muon[0]["lr_scale"] == pytest.approx(30)
+    assert [group["lr_scale"] for group in (*adamw, *muon)] == pytest.approx([1, 1, 30])
+    assert not any("scale" in group for group in (*adamw, *muon))
     assert len(last["history"]) == 2 and last["history"][0] == first["history"][0]
 
 

@@ -1,14 +1,17 @@
 """train.py and training/: what a run leaves behind, and how it ends."""
 
+import contextlib
 import csv
 import dataclasses
 import json
 import math
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -19,6 +22,7 @@ from PIL import Image
 
 from vitlab import hardware
 from vitlab.checkpoint import load_checkpoint, read_checkpoint
+from vitlab.cli import UserError
 from vitlab.config import TrainConfig
 from vitlab.datasets.images import normalise
 from vitlab.datasets.splits import load_data
@@ -28,6 +32,8 @@ from vitlab.models.registry import build_model
 from vitlab.training.loop import fit
 from vitlab.training.optimizers import make_optimizers, warmup_cosine
 from vitlab.training.run_folder import COLUMNS
+from vitlab.training.state import Progress
+from vitlab.training.stopping import stop_at_signal
 
 TINY = ["--dataset", "digits", "--embed_dim", 16, "--n_layers", 1, "--num_train_images", 100]
 
@@ -226,6 +232,64 @@ def test_fit_trains_any_module_with_any_loaders(tmp_path):
     other = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
     other.load_state_dict(read_checkpoint(config.checkpoint_folder / "best.pt")["model"])  # as docs/training.md says
     assert torch.equal(other[1].weight, model[1].weight)
+
+
+def test_optimisers_and_schedule_may_be_handed_in(tmp_path):
+    """They give the weights that fit() reaches with those that it makes itself; others are taken as they are."""
+    paths = dict(output_path=str(tmp_path), model_path=str(tmp_path))
+    tiny = dict(dataset="digits", embed_dim=16, n_layers=1, num_train_images=100, epochs=2, device="cpu", no_test=True)
+    ends = []
+    for name in ("own", "handed in", "other"):
+        config = TrainConfig.create(tiny, **paths, folder_name=name, optimizer="muon", stem="conv", stem_depth=2)
+        model, sets = build_model(config), load_data(config)
+        given = {}
+        if name == "handed in":
+            given = dict(optimizers=make_optimizers(model, config), schedule=warmup_cosine(config, len(sets.train)))
+        elif name == "other":  # a plain optimiser without lr_scale, and a constant learning rate
+            given = dict(optimizers=[torch.optim.Adagrad(model.parameters())], schedule=lambda step: 0.123)
+        fit(model, sets, config, **given)
+        ends.append(read_checkpoint(config.checkpoint_folder / "last.pt"))
+    own, handed_in, other = (end["model"] for end in ends)
+    assert all(torch.equal(value, handed_in[name]) for name, value in own.items())
+    assert not torch.equal(own["head.weight"], other["head.weight"])
+    assert [row["learning_rate"] for row in ends[2]["history"]] == [0.123, 0.123]
+
+    elsewhere = build_model(config).to("meta")
+    with pytest.raises(UserError, match="move it there before its optimisers are made"):
+        fit(elsewhere, sets, config, optimizers=make_optimizers(elsewhere, config))
+
+
+def test_progress_sums_batches_and_closes_epochs():
+    progress = Progress()
+    for accuracy, loss, is_best in ((0.5, 1.0, True), (0.5, 1.1, False), (0.5, 0.9, True), (0.4, 0.8, False)):
+        progress.add([(2.0, 3, 4), (1.0, 0, 1)], seconds=0.5)
+        progress.add([(4.0, 1, 5)], seconds=1.5)
+        assert (progress.loss, progress.accuracy, progress.images_per_second) == (2.9, 0.4, 5.0)
+        assert progress.next_epoch({}, {"accuracy": accuracy, "loss": loss}) == is_best
+        assert (progress.seen, progress.step, progress.images) == (0, 0, 10)
+    assert (progress.epoch, progress.best_epoch, progress.waited, progress.best_loss) == (4, 3, 0, 0.8)
+    assert Progress().next_epoch({}, None)  # without validation the newest is the best
+
+
+def test_the_first_signal_is_noted_and_the_second_interrupts():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), stop_at_signal() as stop:
+        assert stop() == 0
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop() == signal.SIGINT
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+    assert signal.getsignal(signal.SIGINT) is before
+    with ThreadPoolExecutor() as pool:  # no signals there
+        assert pool.submit(lambda: contextlib.ExitStack().enter_context(stop_at_signal())()).result() == 0
+
+
+def test_help_and_wrong_flags_need_no_torch():
+    for flags, status in ((["--help"], 0), (["--epochs", "0"], 2)):
+        code = f"import sys\nsys.argv[1:] = {flags}\nimport train\ntry: train.run_cli(train.main)\n"
+        code += "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        assert done.stdout.splitlines()[-1] == f"{status} False", done.stderr
 
 
 def test_amp_follows_the_hardware(monkeypatch):
