@@ -57,6 +57,29 @@ def test_one_tree_is_split_by_class_and_the_test_split_is_every_seeds(tmp_path):
     assert np.bincount([label for _, label in twice[0]["test"]]).tolist() == [4, 4, 4]
 
 
+def test_files_are_sorted_by_class_and_path_and_only_images(tmp_path):
+    for part in ("train", "test"):
+        paint(tmp_path / part, 2)
+    red = tmp_path / "train" / "red"
+    for name in ("b/z.PNG", "b.png", "B/a.png", "b-/c.jpg"):  # a path sorts by its parts
+        (red / name).parent.mkdir(exist_ok=True)
+        shutil.copy(red / "000.png", red / name)
+    (red / "notes.txt").touch()
+    (red / "broken.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "train" / ".git").mkdir()
+    files = FolderIndex(tmp_path).splits["train"]
+    assert [label for _, label in files] == 2 * [0] + 2 * [1] + 6 * [2]
+    expected = sorted(red / name for name in ("000.png", "001.png", "b/z.PNG", "b.png", "B/a.png", "b-/c.jpg"))
+    assert [path for path, label in files if label == 2] == expected
+
+
+def test_the_test_split_alone_may_be_read(tmp_path):
+    paint(tmp_path / "all", 10)
+    sets, complete = load_data(config(tmp_path / "all"), ("test",)), load_data(config(tmp_path / "all"))
+    assert sets.train is None and sets.val is None and sets.mean == complete.mean
+    assert torch.equal(sets.test.images, complete.test.images)
+
+
 def test_pixels_are_the_files_and_normalised_by_their_own_statistics(tmp_path):
     paint(tmp_path / "all", 10, size=(16, 16))
     sets = load_data(config(tmp_path / "all", augment="none", val_split=0.0, num_workers=0))

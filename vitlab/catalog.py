@@ -1,4 +1,4 @@
-"""The data sets and models that can be named, and what is known of each before torch is imported."""
+"""The data sets and models that can be named, and the facts about them that need no torch."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -22,8 +22,10 @@ worm
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What is known of a data set before it is read. `mean` and `std` are those of its training images,
-    one value per channel, for images in 0..1; `defaults` are the settings that suit it."""
+    """What is known about a data set before it is read.
+
+    mean, std: of its training images, one value per channel, for images in 0..1.
+    defaults: the settings that suit it, where they differ from TrainConfig's."""
 
     classes: tuple[str, ...]
     img_size: int
@@ -98,8 +100,9 @@ MODEL_DEFAULTS = {"simple_cnn": {"drop_rate": 0.3}, "mlp": {"drop_rate": 0.0}}  
 
 
 def find_folders(data_path: str | Path) -> tuple[dict[str, Path], tuple[str, ...]]:
-    """Where the images of a folder lie: (split -> folder, for those of train, val and test that are
-    there; the names of the classes). Without train/ the folder is one tree, DIR/CLASS/*.
+    """Where the images of a data set of folders lie: (its folders train, val and test by name, the class names).
+
+    Without train/ the data set is one tree, DIR/CLASS/*, and the dict is empty.
 
     Raises UserError if there is no folder, no class, or train/ alone.
     """
@@ -118,12 +121,14 @@ def find_folders(data_path: str | Path) -> tuple[dict[str, Path], tuple[str, ...
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
-    """The names of the folders in a folder, sorted, without hidden ones (.git, .ipynb_checkpoints)."""
+    """The names of the folders in a folder, sorted, without hidden ones such as .git."""
     return tuple(sorted(f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith(".")))
 
 
 def describe(dataset: str, data_path: str | Path) -> DatasetInfo:
-    """What is known of a data set before it is read; the classes of a folder are those below it."""
+    """The facts about a data set; the classes of dataset "folder" are the folders in `data_path`.
+
+    Raises UserError as find_folders does."""
     if dataset != "folder":
         return DATASETS[dataset]
     return dataclasses.replace(DATASETS["folder"], classes=find_folders(data_path)[1])
