@@ -17,7 +17,7 @@ from pathlib import Path
 from vitlab.catalog import DEFAULT_MODEL
 from vitlab.cli import Parser, UserError, run_cli, whole_number
 from vitlab.config import add_flags, in_groups, split_flags
-from vitlab.files import writable_folder, write_json
+from vitlab.files import writable_folder
 
 RUN_SETTINGS = ("output_path", "data_path", "batch_size", "num_workers", "num_test_images", "device")
 
@@ -44,22 +44,23 @@ def parse_args() -> tuple[argparse.Namespace, dict, dict]:
             raise UserError(f"--{name} is of --mode {mode}, not {args.mode}; give that, or leave it out")
     if args.mode == "custom" and not args.image_path:
         raise UserError("--mode custom needs --image_path FILE-OR-FOLDER")
+    if args.index is None:
+        args.index = 1
     return args, *split_flags(vars(args), RUN_SETTINGS)
 
 
 def main() -> int:
     args, run_settings, expected = parse_args()
 
-    # Below the flags, since torch takes seconds to import; and only what the mode needs
+    # Here and not at the top: torch takes seconds to import, and --help should not wait for it
     from model import VisionTransformer
     from vitlab.checkpoint import load_checkpoint
+    from vitlab.datasets.images import image_files
     from vitlab.hardware import find_device
 
     if args.mode == "cifar":
-        from vitlab.views.split_report import report_split
+        from vitlab.views.split_report import report_split  # with scipy and scikit-learn, another second
     else:
-        from vitlab.datasets.images import image_files
-        from vitlab.datasets.splits import test_image
         from vitlab.pictures.canvas import show
         from vitlab.views import predictions
 
@@ -78,17 +79,10 @@ def main() -> int:
         return 0
     is_vit = isinstance(model, VisionTransformer)
     explain = predictions.explain_by_attention if is_vit else predictions.explain_by_grad_cam
-    unreadable = []
     if args.mode == "cifar-single":
-        index = 1 if args.index is None else args.index
-        image, label = test_image(config, index)
-        pictures = [folder / f"index-{index}.png"]
-        numbers = predictions.predict_image(
-            checkpoint, image, f"index {index}", pictures[0], explain, label=checkpoint.classes[label]
-        )
-        print(write_json(pictures[0].with_suffix(".json"), numbers))
+        pictures, unreadable = [predictions.predict_test_image(checkpoint, config, args.index, folder, explain)], []
     else:
-        pictures = predictions.predict_files(checkpoint, args.image_path, folder / "custom", explain, unreadable)
+        pictures, unreadable = predictions.predict_files(checkpoint, args.image_path, folder / "custom", explain)
     for line in unreadable:
         print(f"test.py: {line}", file=sys.stderr)
     if pictures and not args.no_image:

@@ -106,7 +106,7 @@ def parse_args() -> tuple[argparse.Namespace, dict, dict]:
 def main() -> int:
     args, run_settings, expected = parse_args()
 
-    # Below the flags, since torch takes seconds to import; and only what the command needs
+    # Here and not at the top: torch takes seconds to import, and --help should not wait for it
     from vitlab.checkpoint import load_checkpoint
     from vitlab.views.view import View
 

@@ -9,7 +9,9 @@ from PIL import Image
 from vitlab.attention.attribution import grad_cam
 from vitlab.attention.maps import describe_pool, look, to_grid
 from vitlab.checkpoint import Checkpoint
+from vitlab.config import TrainConfig
 from vitlab.datasets import images
+from vitlab.datasets.splits import test_image
 from vitlab.files import write_json
 from vitlab.models.registry import cam_layer
 from vitlab.pictures import figures
@@ -54,18 +56,27 @@ def predict_image(
     return {"image": name, "true": label, "top": top}
 
 
-def predict_files(
-    checkpoint: Checkpoint, path: str, folder: Path, explain: Explain, unreadable: list[str]
-) -> list[Path]:
+def predict_test_image(checkpoint: Checkpoint, config: TrainConfig, index: int, folder: Path, explain: Explain) -> Path:
+    """Predict one image of the test split of `config`, by its place in the official order, and write index-N.png and
+    index-N.json into `folder`. Returns the picture. Raises UserError if there is no such image."""
+    image, label = test_image(config, index)
+    picture = folder / f"index-{index}.png"
+    label_name = checkpoint.classes[label]
+    prediction = predict_image(checkpoint, image, f"index {index}", picture, explain, label=label_name)
+    print(write_json(picture.with_suffix(".json"), prediction))
+    return picture
+
+
+def predict_files(checkpoint: Checkpoint, path: str, folder: Path, explain: Explain) -> tuple[list[Path], list[str]]:
     """Predict an image file, or all images in a folder, and write pictures and predictions.json into `folder`.
 
-    Returns the pictures. Files of a folder that cannot be read are left out, and a line about each is added to
-    `unreadable`; a single file that cannot be read is a UserError.
+    Returns the pictures, and a line about each file of a folder that could not be read. If the path is a single file
+    that cannot be read, raises UserError.
     """
-    pictures, predictions = [], []
+    pictures, predictions, unreadable = [], [], []
     for file, image in images.open_images(path, unreadable):
         pictures.append(folder / f"{file.name}.png")
         predictions.append(predict_image(checkpoint, image, str(file), pictures[-1], explain))
     if predictions:
         print(write_json(folder / "predictions.json", predictions))
-    return pictures
+    return pictures, unreadable
