@@ -1,168 +1,69 @@
 """How a Vision Transformer works, in six diagrams.
 
-    python demos/diagrams.py                        # demos/diagrams/*.png, in half a minute
-    python demos/diagrams.py --output_path DIR
+    python -m demos.diagrams                        # demos/diagrams/*.png, in half a minute
+    python -m demos.diagrams --output_path DIR
 
 Nothing is made up: the numbers are those of a small model (2 blocks 16 wide, 4 heads), which is trained
 on scikit-learn's digits first, for one validation image of them. D is 16 here, H 4, P 16 patches of 2 x 2
-pixels, N 17 tokens. Sizes and places in a drawing are inches, from its upper left corner.
+pixels, N 17 tokens.
 """
 
 import contextlib
 import io
-import itertools
 import os
-import sys
 import tempfile
 from pathlib import Path
 
 import torch
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, Rectangle
 
+from demos.drawing import BLUE, FAINT, GREEN, INK, VERMILLION, Drawing
+from model import VisionTransformer
+from vitlab.attention.maps import look
 from vitlab.cli import Parser, run_cli
 from vitlab.config import TrainConfig
 from vitlab.datasets.splits import load_data
 from vitlab.files import writable_folder
 from vitlab.models.registry import build_model
-from vitlab.pictures import canvas
 from vitlab.training.loop import fit
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-
-WIDTH = 10.0  # of every diagram
-INK, FAINT = "#222222", "#8a8a8a"
-# Okabe and Ito's colours, which the colour-blind tell apart
-BLUE, VERMILLION, GREEN = "#0072b2", "#d55e00", "#009e73"
 QKV = {"query": BLUE, "key": VERMILLION, "value": GREEN}
 HEADS = ("#56b4e9", "#e69f00", "#cc79a7", "#555555")
-
-
-class Drawing:
-    """A white page WIDTH wide that knows matrices, words and arrows."""
-
-    def __init__(self, title, height):
-        self.figure = Figure(figsize=(WIDTH, height))
-        self.axes = self.figure.add_axes((0, 0, 1, 1))
-        self.axes.set(xlim=(0, WIDTH), ylim=(height, 0))
-        self.axes.set_axis_off()
-        self.text(0.3, 0.35, title, size=16, weight="bold", ha="left")
-
-    def text(self, x, y, words, *, size=11, color=INK, ha="center", va="center", **more):
-        self.axes.text(x, y, words, fontsize=size, color=color, ha=ha, va=va, linespacing=1.35, **more)
-
-    def arrow(self, start, end, *, color=FAINT):
-        self.axes.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=13, lw=1.6, color=color))
-
-    def frame(self, x, y, width, height, *, color=INK, lw=2.0):
-        self.axes.add_patch(Rectangle((x, y), width, height, fill=False, ec=color, lw=lw, joinstyle="miter", zorder=4))
-
-    def matrix(self, x, y, values, cell, *, kind="signed", limits=None, lines=True, frame=None):
-        """Draw a matrix rows x columns (a vector: one row) with its upper left corner at x, y; returns
-        (width, height). kind: "signed" (its largest magnitude is the end of the scale), "share" (from 0 to
-        its largest) or "grey" (from its least to its largest, or `limits`)."""
-        values = torch.atleast_2d(values.detach()).numpy()
-        rows, columns = values.shape
-        most = abs(values).max()
-        low, high = limits or {"signed": (-most, most), "share": (0, most), "grey": (values.min(), values.max())}[kind]
-        self.axes.pcolormesh(
-            [x + cell * j for j in range(columns + 1)],
-            [y + cell * i for i in range(rows + 1)],
-            values,
-            cmap={"signed": "RdBu_r", "share": "viridis", "grey": "gray"}[kind],
-            norm=Normalize(low, high),
-            edgecolors="white" if lines else "face",
-            linewidth=0.4,
-        )
-        width, height = cell * columns, cell * rows
-        self.frame(x, y, width, height, color=frame or FAINT, lw=2.0 if frame else 0.8)
-        return width, height
-
-    def caption(self, x, y, words, **more):
-        """Words above a matrix whose upper edge is at y."""
-        self.text(x, y - 0.12, words, va="baseline", **more)
-
-    def size(self, x, y, values):
-        """The size of a matrix, below it."""
-        self.text(x, y + 0.2, "{} × {}".format(*values.shape), size=10, color=FAINT)
-
-    def percent(self, x, y, values, cell, *, most):
-        """The shares in a matrix of them, written into its cells."""
-        for (row, column), value in zip(itertools.product(*map(range, values.shape)), values.flatten()):
-            color = "white" if value < 0.6 * most else INK
-            self.text(x + (column + 0.5) * cell, y + (row + 0.5) * cell, f"{100 * value:.0f}", size=10, color=color)
-
-    def bars(self, x, y, values, width, unit, *, mean, std):
-        """A bar for each value on a line from x at height y, `unit` inches high for a value of 1."""
-        step = width / len(values)
-        self.axes.add_patch(Rectangle((x, y - (mean + std) * unit), width, 2 * std * unit, fc="#e2e2e2", zorder=0))
-        for tick in (-2, -1, 0, 1, 2):
-            self.text(x - 0.1, y - tick * unit, f"{tick}".replace("-", "−"), size=9.5, color="#666666", ha="right")
-            self.axes.plot([x, x + width], 2 * [y - tick * unit], color=FAINT, lw=0.6, zorder=0.5)
-        for i, value in enumerate(values):
-            color = VERMILLION if value > 0 else BLUE
-            self.axes.add_patch(Rectangle((x + i * step, y), step, -value * unit, fc=color, ec="white", lw=1, zorder=1))
-        self.axes.plot([x, x + width], 2 * [y - mean * unit], color=INK, lw=1.8, ls="--")
-
-    def footer(self, *lines, colours=True):
-        """Lines at the lower edge; the last says what the colours of matrices mean."""
-        if colours:
-            lines = (*lines, "Red is above zero, blue below, white is zero; each matrix has a colour scale of its own.")
-        y = self.figure.get_figheight() - 0.2
-        self.text(0.3, y, "\n".join(lines), size=10.5, color="#444444", ha="left", va="bottom")
-
-    def save(self, path):
-        return canvas.save_figure(self.figure, path)
 
 
 # ----------------------------------------------------------------------------------- what is drawn
 
 
-def trained_model(epochs=15):
+def trained_model(epochs: int = 15) -> tuple[VisionTransformer, torch.Tensor]:
     """A small model of digits, trained on the spot, and a validation image 1 x 1 x 8 x 8."""
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig.create(
-            dataset="digits",
-            stem="linear",
-            pool="cls",
-            embed_dim=16,
-            depth=2,
-            num_heads=4,
-            drop_rate=0.0,
-            augment="none",
-            epochs=epochs,
-            learning_rate=5e-3,
-            no_test=True,
-            device="cpu",
-            amp="off",
-            model_path=folder,
-            output_path=folder,
+            **dict(stem="linear", pool="cls", embed_dim=16, depth=2, num_heads=4, drop_rate=0.0),
+            **dict(dataset="digits", augment="none", epochs=epochs, learning_rate=5e-3, no_test=True),
+            **dict(device="cpu", amp="off", model_path=folder, output_path=folder),
         )
         sets, model = load_data(config, splits=("train", "val")), build_model(config)
-        with contextlib.redirect_stdout(io.StringIO()):  # its progress, and files that are gone in a moment
+        with contextlib.redirect_stdout(io.StringIO()):  # without its progress
             fit(model, sets, config)
     images, _ = next(iter(sets.val))
     return model.eval().requires_grad_(False), images[24:25]  # a two
 
 
-def patches_of(image, size):
+def patches_of(image: torch.Tensor, size: int) -> torch.Tensor:
     """The patches of an image 1 x C x S x S as rows: P x C * size * size."""
     return torch.nn.functional.unfold(image, size, stride=size)[0].T
 
 
-class Seen:
-    """One image's way through a model, with names for all that is drawn."""
+class Example:
+    """A model and what it computes for one image, with a name for everything that is drawn."""
 
-    def __init__(self, model, image):
-        self.model, self.image = model, image
-        self.logits, attention, self.hidden = model(image, return_attention=True, return_hidden=True)
-        self.attention = attention[0]  # L x H x N x N
+    def __init__(self, model: VisionTransformer, image: torch.Tensor):
+        self.model, self.image = model, image  # 1 x 1 x 8 x 8
+        inside = look(model, image)
+        self.hidden, self.attention = inside.hidden, inside.attention[0]  # L x H x N x N
         self.tokens = torch.cat([model.cls_token[0], self.hidden["patch_embed"][0]])  # N x D, before the positions
 
-    def qkv(self, i):
-        """Queries, keys and values of block i, from 0: each H x N x D/H."""
+    def qkv(self, i: int) -> torch.Tensor:
+        """Queries, keys and values of block i, which count from 0: 3 x H x N x D/H."""
         attn = self.model.blocks[i].attn
         qkv = attn.qkv(self.hidden[f"blocks.{i}.norm1"][0])  # N x 3D
         return qkv.unflatten(1, (3, attn.num_heads, -1)).permute(1, 2, 0, 3)
@@ -171,8 +72,8 @@ class Seen:
 # ------------------------------------------------------------------------------------ the diagrams
 
 
-def patch_embedding(seen, path):
-    model, image, tokens = seen.model, seen.image, seen.hidden["patch_embed"][0]
+def patch_embedding(example: Example, path: Path) -> Path:
+    model, image, tokens = example.model, example.image, example.hidden["patch_embed"][0]
     conv, G = model.patch_embed.proj, model.grid_size
     size = conv.kernel_size[0]
     flat = patches_of(image, size)  # P x 4
@@ -215,8 +116,8 @@ def patch_embedding(seen, path):
     return page.save(path)
 
 
-def cls_and_positions(seen, path):
-    tokens, positions, G = seen.tokens, seen.model.pos_embed[0], seen.model.grid_size
+def cls_and_positions(example: Example, path: Path) -> Path:
+    tokens, positions, G = example.tokens, example.model.pos_embed[0], example.model.grid_size
     page = Drawing("The CLS token in front, and a position added to every token", 4.2)
     top, cell, x = 1.05, 0.118, 0.85
     tall = cell * len(tokens)
@@ -247,10 +148,10 @@ def cls_and_positions(seen, path):
     return page.save(path)
 
 
-def projection(seen, path, block=1, token=10):
-    attn, x = seen.model.blocks[block].attn, seen.hidden[f"blocks.{block}.norm1"][0, token]
+def projection(example: Example, path: Path, block: int = 1, token: int = 10) -> Path:
+    attn, x = example.model.blocks[block].attn, example.hidden[f"blocks.{block}.norm1"][0, token]
     D, H = len(x), attn.num_heads
-    results = seen.qkv(block)[:, :, token].flatten(1)  # 3 x D
+    results = example.qkv(block)[:, :, token].flatten(1)  # 3 x D
     page = Drawing("Query, key and value: three projections of one token", 4.95)
     top, cell = 1.05, 0.125
     tall = cell * D
@@ -277,11 +178,11 @@ def projection(seen, path, block=1, token=10):
     return page.save(path)
 
 
-def attention(seen, path, block=1, head=2):
-    q, k, v = seen.qkv(block)[:, head]  # each N x D/H
+def attention(example: Example, path: Path, block: int = 1, head: int = 2) -> Path:
+    q, k, v = example.qkv(block)[:, head]  # each N x D/H
     scores = q @ k.T / q.shape[1] ** 0.5
     shares = scores.softmax(dim=1)
-    assert torch.allclose(shares, seen.attention[block, head], atol=1e-5)
+    assert torch.allclose(shares, example.attention[block, head], atol=1e-5)
 
     page = Drawing(r"One attention head:  softmax$(\,Q K^\top / \sqrt{d}\,)\;V$", 6.2)
     top, cell, x = 1.1, 0.109, 0.3
@@ -307,7 +208,7 @@ def attention(seen, path, block=1, head=2):
         x += wide + room
 
     # the row of CLS, at the places of the patches
-    row, G = shares[0], seen.model.grid_size
+    row, G = shares[0], example.model.grid_size
     upper, side, x, most = top + tall + 0.85, 1.6, 4.05, row.max()
     page.text(
         0.3,
@@ -324,7 +225,7 @@ def attention(seen, path, block=1, head=2):
         wide, _ = page.matrix(left, upper, values, side / G, kind="share", limits=(0, most))
         page.percent(left, upper, values, side / G, most=most)
         page.caption(left + wide / 2, upper, words)
-    page.matrix(x + side + 1.3, upper, seen.image[0, 0], side / 8, kind="grey", lines=False)
+    page.matrix(x + side + 1.3, upper, example.image[0, 0], side / 8, kind="grey", lines=False)
     page.caption(x + side * 1.5 + 1.3, upper, "the image")
     page.footer(
         f"Query i meets key j in row i, column j; d, here {q.shape[1]}, is their length. In attention, bright is more."
@@ -332,13 +233,13 @@ def attention(seen, path, block=1, head=2):
     return page.save(path)
 
 
-def heads(seen, path, block=1):
-    attn, (_, _, v) = seen.model.blocks[block].attn, seen.qkv(block)  # v: H x N x D/H
-    maps = seen.attention[block]  # H x N x N
+def heads(example: Example, path: Path, block: int = 1) -> Path:
+    attn, (_, _, v) = example.model.blocks[block].attn, example.qkv(block)  # v: H x N x D/H
+    maps = example.attention[block]  # H x N x N
     news = maps @ v
     joined = news.transpose(0, 1).flatten(1)  # N x D
     out = joined @ attn.proj.weight.T + attn.proj.bias
-    assert torch.allclose(out, seen.hidden[f"blocks.{block}.attn"][0], atol=1e-5)
+    assert torch.allclose(out, example.hidden[f"blocks.{block}.attn"][0], atol=1e-5)
 
     page = Drawing("Several heads look at once; one projection joins what they found", 6.05)
     top, cell, big, lower, start = 1.45, 0.072, 0.106, 3.35, 3.5
@@ -378,8 +279,8 @@ def heads(seen, path, block=1):
     return page.save(path)
 
 
-def layer_norm(seen, path, block=1, token=3):
-    norm, x = seen.model.blocks[block].norm1, seen.hidden[f"blocks.{block - 1}"][0, token]
+def layer_norm(example: Example, path: Path, block: int = 1, token: int = 3) -> Path:
+    norm, x = example.model.blocks[block].norm1, example.hidden[f"blocks.{block - 1}"][0, token]
     normed = (x - x.mean()) / (x.var(correction=0) + norm.eps).sqrt()
     scaled = normed * norm.weight + norm.bias
     assert torch.allclose(scaled, norm(x), atol=1e-5)
@@ -416,9 +317,9 @@ def main():
     here = os.path.relpath(Path(__file__).parent / "diagrams")
     parser.add_argument("--output_path", default=here, help="folder of the pictures (default: %(default)s)")
     folder = writable_folder(Path(parser.parse_args().output_path), "--output_path")
-    seen = Seen(*trained_model())
+    example = Example(*trained_model())
     for draw in DIAGRAMS:
-        print(draw(seen, folder / f"{draw.__name__}.png"))
+        print(draw(example, folder / f"{draw.__name__}.png"))
 
 
 if __name__ == "__main__":

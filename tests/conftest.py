@@ -23,9 +23,9 @@ FORKS.set_forkserver_preload(
 
 
 def run(script, *args, cwd=None, env=None):
-    """Run one of the scripts as a user does, in a process and a folder of its own; the finished
-    process, its output as text. With an environment of its own it starts from nothing."""
-    argv = [str(ROOT / script), *map(str, args)]
+    """Run one of the scripts, or a module such as "demos.diagrams", as a user does, in a process and a folder of
+    its own; the finished process, its output as text. With an environment of its own it starts from nothing."""
+    argv = [*([str(ROOT / script)] if script.endswith(".py") else ["-m", script]), *map(str, args)]
     if env:
         env = {**env, "PYTHONPATH": str(ROOT)}
         return subprocess.run([sys.executable, *argv], cwd=cwd, env=env, capture_output=True, text=True)
@@ -41,9 +41,13 @@ def _script(argv, cwd, out, err):
     for file, number in ((out, 1), (err, 2)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
     os.chdir(cwd)
-    sys.argv = argv
     sys.path.insert(0, str(ROOT))
-    runpy.run_path(argv[0], run_name="__main__")
+    if argv[0] == "-m":
+        sys.argv = argv[1:]
+        runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = argv
+        runpy.run_path(argv[0], run_name="__main__")
 
 
 def loaded_modules(script, *args, cwd=None):

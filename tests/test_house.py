@@ -19,7 +19,6 @@ FLOORS = [
     ["vitlab.study", "vitlab.speed"],
     ["train", "test", "visualize", "compare", "benchmark", "results", "export", "download", "demos"],
 ]
-STILL_LONG = {"demos.diagrams"}
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(path for pattern in ("*.py", "vitlab/**/*.py", "demos/*.py") for path in ROOT.glob(pattern))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
@@ -61,8 +60,6 @@ def test_at_most_nine_scripts():
 
 @pytest.mark.parametrize("path", FILES, ids=module)
 def test_files_and_functions_are_short(path):
-    if module(path) in STILL_LONG:
-        pytest.skip("to be shortened")
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 350
     lengths = {node.name: node.end_lineno - node.lineno + 1 for node in functions(TREES[path])}
     assert not {name: length for name, length in lengths.items() if length > 70}

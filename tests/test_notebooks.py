@@ -89,12 +89,12 @@ def test_the_comparison_draws_its_five_figures(tmp_path):
 
 
 def test_the_diagrams_are_drawn(tmp_path):
-    done = run("demos/diagrams.py", "--output_path", "drawn", cwd=tmp_path)
+    done = run("demos.diagrams", "--output_path", "drawn", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     stored = {path.name: Image.open(path).size for path in (ROOT / "demos/diagrams").iterdir()}
     assert {path.name: Image.open(path).size for path in (tmp_path / "drawn").iterdir()} == stored
     (tmp_path / "file").touch()
-    assert_refused(run("demos/diagrams.py", "--output_path", "file", cwd=tmp_path), "file")
+    assert_refused(run("demos.diagrams", "--output_path", "file", cwd=tmp_path), "file")
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

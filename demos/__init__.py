@@ -1,0 +1,1 @@
+"""What explains: notebooks, and the diagrams with their script."""
