@@ -8,9 +8,11 @@ import torch
 from conftest import assert_refused, run
 from PIL import Image
 
-from vitlab.attention.maps import features
+from vitlab.attention.maps import features, look
 from vitlab.checkpoint import load_checkpoint, read_checkpoint
+from vitlab.config import SETTINGS, TrainConfig
 from vitlab.datasets.splits import load_data
+from vitlab.training.snapshots import VISUALIZERS
 
 KINDS = ("token_attn_maps", "cls_heatmap", "hidden", "cls_dim_reduction")
 SHORT = ["--dataset", "digits", "--num_train_images", 300, "--epochs", 3, "--folder_name", "r", "--pool", "cls"]
@@ -26,8 +28,8 @@ LOOK = [
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory):
-    root = tmp_path_factory.mktemp("seen")
+def run_with_pictures(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pictures")
     done = run(
         "train.py", *SHORT, *LOOK, "--save_npy", "--visualize_layers", 1, 3, "--log_backend", "tensorboard",
         "--save_every_n_epochs", 2, cwd=root,
@@ -36,8 +38,8 @@ def seen(tmp_path_factory):
     return root, done
 
 
-def test_pictures_every_n_epochs_and_at_the_end(seen):
-    root, done = seen
+def test_pictures_every_n_epochs_and_at_the_end(run_with_pictures):
+    root, done = run_with_pictures
     for kind in KINDS:
         for epoch in (2, 3):
             path = f"output/r/visualizers/{kind}-epoch-{epoch:03d}.png"
@@ -51,46 +53,49 @@ def test_pictures_every_n_epochs_and_at_the_end(seen):
         assert gif.n_frames == 3
 
 
-def test_the_numbers_are_those_of_the_model_at_that_epoch(seen):
-    from vitlab.config import TrainConfig
-
-    root, _ = seen
+def test_the_numbers_are_those_of_the_model_at_that_epoch(run_with_pictures):
+    root, _ = run_with_pictures
     contents = read_checkpoint(root / "model/r/last.pt")
-    found = load_checkpoint(root / "model/r")
-    found.model.load_state_dict(contents["model"])
+    model = load_checkpoint(root / "model/r").model
+    model.load_state_dict(contents["model"])
     config = TrainConfig.create(dataset="digits", num_train_images=300, pool="cls")
     images, _ = load_data(config).val.sample(4)
-    with torch.no_grad():
-        _, attention, hidden = found.model(images, return_attention=True, return_hidden=True)
+    inside = look(model, images)
 
     def saved(kind):
         return np.load(root / f"output/r/visualizers/{kind}-epoch-003.npy")
 
-    np.testing.assert_allclose(saved("token_attn_maps"), attention[0, [1, 3]].mean(1), atol=1e-5)
-    np.testing.assert_allclose(saved("cls_heatmap"), attention[:, [1, 3], :, 0], atol=1e-5)
+    np.testing.assert_allclose(saved("token_attn_maps"), inside.attention[0, [1, 3]].mean(1), atol=1e-5)
+    np.testing.assert_allclose(saved("cls_heatmap"), inside.attention[:, [1, 3], :, 0], atol=1e-5)
     values = saved("hidden")
     assert values.shape == (2, 5, 17, 64)
-    np.testing.assert_allclose(values[1, 0], hidden["blocks.3.norm1"][0], atol=1e-4)
-    np.testing.assert_allclose(values[1, 4], hidden["blocks.3"][0], atol=1e-4)
+    np.testing.assert_allclose(values[1, 0], inside.hidden["blocks.3.norm1"][0], atol=1e-4)
+    np.testing.assert_allclose(values[1, 4], inside.hidden["blocks.3"][0], atol=1e-4)
     points, _ = load_data(config).val.sample(1000)
     assert len(points) == 30  # all there are
-    np.testing.assert_allclose(saved("cls_dim_reduction"), features(found.model, points), atol=1e-4)
+    np.testing.assert_allclose(saved("cls_dim_reduction"), features(model, points), atol=1e-4)
 
 
-def test_tensorboard_has_them(seen):
+def test_every_choice_of_the_flag_is_drawn():
+    assert set(KINDS) == set(VISUALIZERS) == set(SETTINGS["visualizers"].choices) - {"hooks"}
+
+
+def test_tensorboard_has_them(run_with_pictures):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(seen[0] / "output/r/tensorboard"), size_guidance={"images": 0}).Reload()
+    events = EventAccumulator(str(run_with_pictures[0] / "output/r/tensorboard"), size_guidance={"images": 0}).Reload()
     assert set(KINDS) <= set(events.Tags()["images"])
     assert [event.step for event in events.Images("hidden")] == [2 * 9, 3 * 9]
 
 
-def test_looking_does_not_disturb_the_training(seen, tmp_path):
+def test_looking_does_not_disturb_the_training(run_with_pictures, tmp_path):
     done = run("train.py", *SHORT, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "output/r/visualizers").exists()
-    seen_weights, own = (read_checkpoint(root / "model/r/last.pt")["model"] for root in (seen[0], tmp_path))
-    assert all(torch.equal(own[name], value) for name, value in seen_weights.items())
+    with_pictures, without = (
+        read_checkpoint(root / "model/r/last.pt")["model"] for root in (run_with_pictures[0], tmp_path)
+    )
+    assert all(torch.equal(without[name], value) for name, value in with_pictures.items())
 
 
 def test_without_validation_it_looks_at_training_images(tmp_path):
@@ -100,8 +105,8 @@ def test_without_validation_it_looks_at_training_images(tmp_path):
     assert np.load(tmp_path / "output/r/visualizers/cls_heatmap-epoch-001.npy").shape == (4, 3, 4, 16)
 
 
-def test_a_run_that_goes_on_from_earlier_loses_the_later_pictures(seen, tmp_path):
-    root = shutil.copytree(seen[0], tmp_path / "copy")
+def test_a_run_that_goes_on_from_earlier_loses_the_later_pictures(run_with_pictures, tmp_path):
+    root = shutil.copytree(run_with_pictures[0], tmp_path / "copy")
     done = run("train.py", *SHORT, "--resume", "model/r/ViT_model_002.pt", cwd=root)
     assert done.returncode == 0, done.stderr
     left = {path.name for path in (root / "output/r/visualizers").glob("*.png")}

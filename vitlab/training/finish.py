@@ -71,7 +71,7 @@ def draw(run: Run, steps_per_epoch: int, snapshots: Snapshots, test: dict | None
         print(path)
     frames = figures.training_frames(progress.history, title=config.folder_name)
     print(canvas.save_gif(frames, folder / "training.gif", frame_ms=200, hold=5))
-    for path in snapshots.finish():
+    for path in snapshots.write_gifs():
         print(path)
     if test:
         run.tracker.scalars(step, {"test/accuracy": test["accuracy"], "test/loss": test["loss"]})

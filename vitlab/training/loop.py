@@ -117,7 +117,7 @@ def fit(
             progress.wall = run.seconds
             log_epoch(run, row, steps)
             if progress.is_over(config) or progress.epoch % config.visualize_every_n_epochs == 0:
-                for kind, path in snapshots.take(run.evaluated, progress.epoch).items():
+                for kind, path in snapshots.draw(run.evaluated, progress.epoch).items():
                     run.tracker.picture(progress.epoch * steps, kind, path)
                     print(path)
 
