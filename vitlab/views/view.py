@@ -157,5 +157,5 @@ class View:
         config = self.checkpoint.data_config(**self.run_settings)
         data = load_data(config, splits=("test",), mean=self.checkpoint.mean, std=self.checkpoint.std)
         total = len(data.test.labels)
-        n = self.args.num_images or min(default, total)
+        n = min(default, total) if self.args.num_images is None else self.args.num_images
         return data.test.sample(whole_number("--num_images", low=low, high=total)(n))
