@@ -63,6 +63,8 @@ def main() -> int:
     else:
         from vitlab.pictures.canvas import show
         from vitlab.views import predictions
+    if args.mode == "cifar-single":
+        from vitlab.datasets.splits import test_image  # with torchvision, another second
 
     if args.mode == "custom":
         image_files(args.image_path)  # raises UserError before anything is loaded
@@ -80,7 +82,10 @@ def main() -> int:
     is_vit = isinstance(model, VisionTransformer)
     explain = predictions.explain_by_attention if is_vit else predictions.explain_by_grad_cam
     if args.mode == "cifar-single":
-        pictures, unreadable = [predictions.predict_test_image(checkpoint, config, args.index, folder, explain)], []
+        image, label = test_image(config, args.index)
+        label = checkpoint.classes[label]
+        picture = predictions.predict_test_image(checkpoint, image, label, args.index, folder, explain)
+        pictures, unreadable = [picture], []
     else:
         pictures, unreadable = predictions.predict_files(checkpoint, args.image_path, folder / "custom", explain)
     for line in unreadable:

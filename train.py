@@ -28,7 +28,8 @@ def main() -> int | None:
     check_can_train(config)  # what cannot be trained is refused here, before any work
     device = pick_device(config.device)  # CUDA, MPS or CPU
     model = build_model(config).to(device)  # model.VisionTransformer, or a baseline with the same interface
-    data = load_data(config, splits=("train", "val") if config.no_test else ("train", "val", "test"))
+    splits = ("train", "val") if config.no_test else ("train", "val", "test")
+    data = load_data(config, splits, device=device)  # batches on the device
     print(" ".join(f"{name}={value}" for name, value in vars(config).items()))
     optimizers = make_optimizers(model, config)  # AdamW; --optimizer muon: Muon for matrices, AdamW for the rest
     schedule = warmup_cosine(config, steps_per_epoch=len(data.train))  # of the learning rate: linear warmup, cosine

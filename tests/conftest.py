@@ -25,7 +25,7 @@ FORKS.set_forkserver_preload(
 def run(script, *args, cwd=None, env=None):
     """Run one of the scripts, or a module such as "demos.diagrams", as a user does, in a process and a folder of
     its own; the finished process, its output as text. With an environment of its own it starts from nothing."""
-    argv = [*([str(ROOT / script)] if script.endswith(".py") else ["-m", script]), *map(str, args)]
+    argv = [*([str(ROOT / script)] if str(script).endswith(".py") else ["-m", script]), *map(str, args)]
     if env:
         env = {**env, "PYTHONPATH": str(ROOT)}
         return subprocess.run([sys.executable, *argv], cwd=cwd, env=env, capture_output=True, text=True)

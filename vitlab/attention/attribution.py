@@ -1,6 +1,7 @@
 """Attention through all layers, and evidence for a class. Shapes as in maps.py."""
 
 import torch
+from captum.attr import LayerGradCam
 from torch import nn
 
 from model import VisionTransformer
@@ -78,8 +79,6 @@ def grad_cam(
         after norm1 of `block`; by default of the last block, or, with pool "seq", after the last norm, where
         the patches are pooled.
     """
-    from captum.attr import LayerGradCam  # takes seconds to import
-
     if targets is None:
         with torch.no_grad():
             targets = model(images).argmax(-1)

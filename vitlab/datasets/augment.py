@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+from torchvision.transforms import v2
 
 from vitlab.config import TrainConfig
 
@@ -263,8 +264,6 @@ def make_mix(config: TrainConfig) -> Callable[..., tuple[torch.Tensor, torch.Ten
     """
     if not config.mixup and not config.cutmix:
         return None
-    from torchvision.transforms import v2  # slow to import, and only needed here
-
     kinds = {v2.MixUp: (config.mixup, 1 - config.mix_switch_prob), v2.CutMix: (config.cutmix, config.mix_switch_prob)}
     mixes = {
         kind(alpha=alpha, num_classes=config.num_classes): share for kind, (alpha, share) in kinds.items() if alpha

@@ -2,8 +2,6 @@
 
 Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (2009). The files are pickles, which can run
 code when they are opened, so the md5 of each is compared with the published one before that.
-
-torchvision is imported inside the functions: it takes a second, and a run on digits or a folder needs none of it.
 """
 
 import contextlib
@@ -15,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torchvision import datasets
+from torchvision.datasets.utils import check_md5, download_and_extract_archive
 
 from vitlab.cli import UserError
 
 
 def cifar_class(name: str) -> type:
     """torchvision's class of "cifar10" or "cifar100": it knows the url, the files and their md5 sums."""
-    from torchvision import datasets
-
     return {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
 
 
@@ -55,8 +53,6 @@ def read_cifar(name: str, data_path: str | Path, train: bool) -> tuple[torch.Ten
 
 def verify(name: str, folder: Path, files: list[tuple[str, str]]) -> None:
     """Raise UserError unless each of the files, pairs of name and md5, lies undamaged in the folder."""
-    from torchvision.datasets.utils import check_md5
-
     for file, md5 in files:
         if not (folder / file).is_file():
             raise UserError(f"{folder / file} is missing; remove {folder} and run: python download.py {name}")
@@ -71,8 +67,6 @@ def cifar_folder(name: str, data_path: str | Path) -> Path:
     """The folder of the data set in `data_path`. If it is missing, it is unpacked from the official archive, which
     lies in `data_path` or is downloaded. It appears complete or not at all; a failed download leaves nothing behind.
     """
-    from torchvision.datasets.utils import check_md5, download_and_extract_archive
-
     cifar = cifar_class(name)
     folder, archive = Path(data_path) / cifar.base_folder, Path(data_path) / cifar.filename
     if folder.exists():

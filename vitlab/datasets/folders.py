@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torchvision.datasets.folder import make_dataset
 from tqdm import tqdm
 
 from vitlab.catalog import class_folders, find_folders
@@ -59,8 +60,6 @@ class FolderIndex:
 
     def _list(self, folder: Path) -> list[tuple[Path, int]]:
         """The images of each class in a folder; links to folders are followed, as in torchvision's ImageFolder."""
-        from torchvision.datasets.folder import make_dataset  # slow to import, and only needed for folders
-
         unknown = set(class_folders(folder)) - set(self.classes)
         if unknown:
             raise UserError(f"{folder} has the class {min(unknown)!r}, which the training images lack; move it")

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from vitlab.catalog import describe
 from vitlab.cli import UserError
@@ -35,8 +36,6 @@ from vitlab.hardware import find_device
 def read_digits(data_path: str | Path | None, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """scikit-learn's 1,797 handwritten digits (uint8 n x 1 x 8 x 8, int64 n); a fixed, stratified fifth is the test
     split."""
-    from sklearn.datasets import load_digits
-
     digits = load_digits()
     order = stratified_order(digits.target, TEST_SEED)
     chosen = np.sort(order[360:] if train else order[:360])

@@ -72,7 +72,7 @@ def verdict(vs: Difference) -> str:
     """Whether a difference is significant: whether its interval leaves out 0."""
     low, high = vs.ci95
     if low <= 0 <= high:
-        return "with these seeds and images not to be told from none"
+        return "not significant with these seeds and images"
     return f"McNemar's {p_value(vs.mcnemar_p)}{', the largest of the seeds' * (vs.seeds > 1)}"
 
 

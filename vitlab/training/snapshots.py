@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from sklearn.decomposition import PCA
 from torch import nn
 
 from model import VisionTransformer
@@ -157,8 +158,6 @@ def draw_hidden(snapshot: Snapshot, path: Path) -> torch.Tensor:
 
 def draw_features(snapshot: Snapshot, path: Path) -> torch.Tensor:
     """What the head reads of many images, in two dimensions by PCA; returned before it: images x D."""
-    from sklearn.decomposition import PCA
-
     images, labels = snapshot.points
     vectors = torch.cat([features(snapshot.model, batch) for batch in images.split(250)]).cpu()
     pca = PCA(2, random_state=0)

@@ -7,6 +7,9 @@ runs offline: WANDB_MODE=offline.
 import importlib.util
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from vitlab.cli import UserError
 from vitlab.config import TrainConfig
 
@@ -52,9 +55,6 @@ class Tracker:
     def picture(self, step: int, name: str, path: Path) -> None:
         """Log a PNG file."""
         if self.board:
-            import numpy as np
-            from PIL import Image
-
             with Image.open(path) as image:
                 self.board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
         if self.wandb:

@@ -9,9 +9,7 @@ from PIL import Image
 from vitlab.attention.attribution import grad_cam
 from vitlab.attention.maps import describe_pool, look, to_grid
 from vitlab.checkpoint import Checkpoint
-from vitlab.config import TrainConfig
 from vitlab.datasets import images
-from vitlab.datasets.splits import test_image
 from vitlab.files import write_json
 from vitlab.models.registry import cam_layer
 from vitlab.pictures import figures
@@ -56,13 +54,13 @@ def predict_image(
     return {"image": name, "true": label, "top": top}
 
 
-def predict_test_image(checkpoint: Checkpoint, config: TrainConfig, index: int, folder: Path, explain: Explain) -> Path:
-    """Predict one image of the test split of `config`, by its place in the official order, and write index-N.png and
-    index-N.json into `folder`. Returns the picture. Raises UserError if there is no such image."""
-    image, label = test_image(config, index)
+def predict_test_image(
+    checkpoint: Checkpoint, image: Image.Image, label: str, index: int, folder: Path, explain: Explain
+) -> Path:
+    """Predict test image number `index`, of the true class `label`, and write index-N.png and index-N.json into
+    `folder`. Returns the picture."""
     picture = folder / f"index-{index}.png"
-    label_name = checkpoint.classes[label]
-    prediction = predict_image(checkpoint, image, f"index {index}", picture, explain, label=label_name)
+    prediction = predict_image(checkpoint, image, f"index {index}", picture, explain, label=label)
     print(write_json(picture.with_suffix(".json"), prediction))
     return picture
 
