@@ -23,6 +23,7 @@ from collections import OrderedDict
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -326,8 +327,6 @@ class VisionTransformer(nn.Module):
 
 def main():
     """Print a Vision Transformer and what it costs; the flags are its arguments."""
-    from torch.utils.flop_counter import FlopCounterMode  # slow to import: it brings triton
-
     older = dict(img_size="image_size", in_chans="n_channels", num_classes="n_classes", depth="n_layers")
     older |= dict(num_heads="n_attention_heads", mlp_ratio="forward_mul", drop_rate="dropout")
     parser = argparse.ArgumentParser(description=main.__doc__, allow_abbrev=False)

@@ -15,8 +15,7 @@ from vitlab.cli import UserError
 from vitlab.config import TrainConfig
 from vitlab.datasets.splits import load_data, read_digits
 from vitlab.models.baselines import FeedForward, SimpleCNN, TinyCNN
-from vitlab.models.cost import count_flops, count_parameters
-from vitlab.models.registry import MODELS, build_model, cam_layer
+from vitlab.models.registry import MODELS, build_model, cam_layer, count_flops, count_parameters
 
 BASELINES = [name for name in MODELS if name != "vit"]
 TINY = ["--dataset", "digits", "--num_train_images", 200, "--epochs", 2]

@@ -7,7 +7,7 @@ from conftest import assert_refused, run
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model import Attention, Dropout, VisionTransformer, pick_device, sine_positions
-from vitlab.models.cost import count_flops, count_parameters
+from vitlab.models.registry import count_flops, count_parameters
 
 timm_vit = pytest.importorskip("timm.models.vision_transformer", reason="timm is the oracle: requirements-dev.txt")
 

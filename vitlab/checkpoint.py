@@ -110,7 +110,9 @@ def publish(source: str | Path, target: str | Path, *, half: bool = False) -> No
     """
     contents = read_checkpoint(source)
     if not _is_ours(contents):
-        raise UserError(f"{source} is not a checkpoint of this repository; load() reads foreign files as they are")
+        raise UserError(
+            f"{source} is not a checkpoint of this repository; load_checkpoint() reads foreign files as they are"
+        )
     contents.pop("training", None)
     if half:
         contents["model"] = {k: v.half() if v.is_floating_point() else v for k, v in contents["model"].items()}

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from vitlab.evaluation import metrics
 from vitlab.hardware import autocast, describe_hardware
-from vitlab.models.cost import count_parameters
+from vitlab.models.registry import count_parameters
 
 
 @torch.inference_mode()

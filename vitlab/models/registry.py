@@ -1,10 +1,12 @@
-"""A config's model, whichever --model it names."""
+"""A config's model, whichever --model it names, and what a model costs."""
 
 import pkgutil
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from model import VisionTransformer
 from vitlab.cli import UserError
 from vitlab.config import TrainConfig
 
@@ -33,3 +35,23 @@ def cam_layer(name: str, model: nn.Module) -> nn.Module | None:
     """The module of a CNN whose output Grad-CAM is drawn on: the last map before pooling. None for an MLP, which has
     no such map, and for a VisionTransformer, whose tokens attribution.grad_cam finds by itself."""
     return model.get_submodule(CAM_LAYERS[name]) if name in CAM_LAYERS else None
+
+
+def count_parameters(model: nn.Module) -> int:
+    """How many parameters a model trains."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def count_flops(model: nn.Module) -> int:
+    """Floating-point operations of one image's forward pass: matrix products and convolutions only, a
+    multiplication and an addition counted as two (torch.utils.flop_counter). The image is in_chans x img_size x
+    img_size, by the model's attributes."""
+    device = next(model.parameters()).device
+    image = torch.zeros(1, model.in_chans, model.img_size, model.img_size, device=device)
+    was_training = model.training
+    # the counter does not know the fused kernel, so attention is written out
+    explicit = {"return_attention": True} if isinstance(model, VisionTransformer) else {}
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval()(image, **explicit)
+    model.train(was_training)
+    return counter.get_total_flops()

@@ -22,8 +22,7 @@ from vitlab.evaluation import metrics
 from vitlab.evaluation.report import predict_all
 from vitlab.files import replacing, writable_folder, write_json
 from vitlab.hardware import find_device, pick_amp
-from vitlab.models.cost import count_flops, count_parameters
-from vitlab.models.registry import build_model
+from vitlab.models.registry import build_model, count_flops, count_parameters
 from vitlab.study.design import Cell, Study
 from vitlab.study.plan import check_folder, check_sizes, finished_result, plan, recorded_settings, trials
 from vitlab.training.loop import fit

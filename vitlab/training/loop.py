@@ -20,7 +20,7 @@ from vitlab.datasets.splits import Splits
 from vitlab.evaluation.report import evaluate
 from vitlab.files import write_text
 from vitlab.hardware import describe_hardware, find_device, pick_amp, try_compile
-from vitlab.models.cost import count_parameters
+from vitlab.models.registry import count_parameters
 from vitlab.training import tracking
 from vitlab.training.epoch import train_one_epoch
 from vitlab.training.finish import finish, finished_report
