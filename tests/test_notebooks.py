@@ -158,10 +158,14 @@ def test_the_diagrams_are_drawn(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STORED_WITH_OUTPUTS)
 def test_the_stored_outputs_are_what_the_notebook_gives(copy, cifar_root, name):
-    """Texts are equal; pictures nearly so, since another CPU rounds differently."""
+    """Words are equal; numbers and pictures nearly so, since another CPU rounds differently."""
     stored = nbformat.read(ROOT / name, as_version=4)
     executed = tidy(execute(copy, name, data_path=str(cifar_root)))
-    assert text_of(stored) == text_of(executed)
+    number = re.compile(r"\d+(?:\.\d+)?")
+    texts = text_of(stored), text_of(executed)
+    assert number.sub("0", texts[0]) == number.sub("0", texts[1])
+    before, now = (list(map(float, number.findall(text))) for text in texts)
+    assert now == pytest.approx(before, rel=0.01, abs=0.005)
     for frames, expected in zip(pictures_of(stored), pictures_of(executed), strict=True):
         for frame, other in zip(frames, expected, strict=True):
             assert frame.shape == other.shape and np.abs(frame - other).mean() < 0.5
