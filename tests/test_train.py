@@ -28,7 +28,7 @@ from vitlab.datasets.images import normalise
 from vitlab.datasets.splits import load_data
 from vitlab.evaluation.report import evaluate
 from vitlab.hardware import pick_amp
-from vitlab.models.registry import build_model
+from vitlab.models.registry import build_model, count_flops
 from vitlab.training.loop import fit
 from vitlab.training.optimizers import make_optimizers, warmup_cosine
 from vitlab.training.run_folder import COLUMNS
@@ -54,9 +54,11 @@ def test_a_run_learns_and_leaves_everything(digits_run):
     assert report["val"]["accuracy"] == max(float(row["val_accuracy"]) for row in rows)
     assert set(report) == {
         "name", "dataset", "command", "checkpoint", "seed", "hardware", "versions", "git_commit",
-        "parameters", "seconds", "images_per_second", "train", "val", "test",
+        "parameters", "seconds", "images_per_second", "train_pflop", "train", "val", "test",
     }  # fmt: skip
     assert report["command"] == "train.py --dataset digits --epochs 4"
+    model = load_checkpoint(root / "model" / name).model
+    assert report["train_pflop"] == pytest.approx(3 * count_flops(model) * 4 * 1293 / 1e15, rel=1e-3)
 
     config = yaml.safe_load((root / "output" / name / "config.yaml").read_text())
     assert TrainConfig.create(config) == TrainConfig.create(dataset="digits", epochs=4)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from vitlab.evaluation import metrics
 from vitlab.hardware import autocast, describe_hardware
-from vitlab.models.registry import count_parameters
+from vitlab.models.registry import count_parameters, train_pflop
 
 
 @torch.inference_mode()
@@ -66,12 +66,14 @@ def make_report(
     model: nn.Module,
     seconds: float,
     images_per_second: float | None = None,
+    images: int | None = None,
     **results: dict | None,
 ) -> dict:
     """The contents of report.json, the same for train.py and test.py.
 
-    seconds: of the complete run; images_per_second: of training alone. results: train, val and test, each
-    metrics.summary's dict, or None if it was not measured.
+    seconds: of the complete run; images_per_second: of training alone; images: how many were trained on, over all
+    epochs, from which train_pflop follows (None for a module that does not say the size of its images). results: train,
+    val and test, each metrics.summary's dict, or None if it was not measured.
     """
     packages = ("torch", "torchvision", "numpy", "scikit-learn", "pillow")
     return {
@@ -86,5 +88,6 @@ def make_report(
         "parameters": count_parameters(model),
         "seconds": round(seconds, 2),
         "images_per_second": images_per_second and round(images_per_second, 1),
+        "train_pflop": train_pflop(model, images) if images and hasattr(model, "img_size") else None,
         **{split: results.get(split) for split in ("train", "val", "test")},
     }

@@ -22,6 +22,7 @@ def finish(run: Run, sets: Splits, snapshots: Snapshots) -> dict:
 
     row = progress.history[progress.best_epoch - 1]
     training_seconds = sum(row["seconds"] for row in progress.history)
+    images = progress.images * len(progress.history)
     report = make_report(
         name=config.folder_name,
         dataset=config.dataset,
@@ -30,7 +31,8 @@ def finish(run: Run, sets: Splits, snapshots: Snapshots) -> dict:
         device=run.device,
         model=run.model,
         seconds=run.seconds,
-        images_per_second=progress.images * len(progress.history) / training_seconds,
+        images_per_second=images / training_seconds,
+        images=images,
         train=metrics.running(row["train_accuracy"], row["train_loss"], progress.images),
         val=progress.best,
         test=test,
