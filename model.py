@@ -6,9 +6,8 @@
     logits = model(images)                                    # fused attention, nothing kept
     logits, attention = model(images, return_attention=True)  # the same weights, every map
 
-The model follows Dosovitskiy et al., "An Image is Worth 16x16 Words" (ICLR 2021, arXiv:2010.11929),
-section 3.1; arguments and parameter names follow timm's VisionTransformer, so that weights travel
-between the two.
+The model follows Dosovitskiy et al., "An Image is Worth 16x16 Words" (ICLR 2021, arXiv:2010.11929), section 3.1;
+arguments and parameter names follow timm's VisionTransformer, so that weights travel between the two.
 
 Shapes: B batch, N tokens (CLS first, then patches), D width (embed_dim), H heads, L layers (depth),
 C classes, G patches along one side, P = G * G patches.
@@ -27,10 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The torch.device called `name`: "auto" (CUDA, then MPS, then CPU), "cpu", "cuda" or "mps".
-
-    Raises ValueError, listing the devices that are there, if the one named is unknown or absent.
-    """
+    """The torch.device called `name`: "auto" (CUDA, then MPS, then CPU), "cpu", "cuda" or "mps". Raises ValueError,
+    with the devices that are there, if it is unknown or absent."""
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     there = [key for key, here in present.items() if here]
     if name == "auto":
@@ -67,19 +64,23 @@ def sine_positions(grid_size, dim):
 
 
 class ConvStem(nn.Module):
-    """Turns an image into tokens by convolutions instead of patches (the convolutional tokenizer of Hassani et al.,
-    arXiv:2104.05704, section 3.3, with the batch norm and the last convolution of Xiao et al., arXiv:2106.14881,
-    section 4). Each stage halves the side: stem_depth 3 x 3 convolutions, each with batch norm and ReLU, and a
-    pooling after the first one. A last convolution does not pool. The width doubles from 64 to embed_dim."""
+    """Turns an image into tokens by stages that halve the side: stem_depth 3 x 3 convolutions, each with batch norm and
+    ReLU, and a pooling after the first. The width doubles from 64 to embed_dim, and a last convolution does not pool
+    (Hassani et al., arXiv:2104.05704, section 3.3; Xiao et al., arXiv:2106.14881, section 4).
+    If whitened, as in a fast CNN (Jordan, arXiv:2404.00498, section 3): first a frozen 2 x 2 convolution whitens the
+    pixels (fit() computes its filters); GELU, norms without scale, and filters that start as the identity."""
 
-    def __init__(self, *, img_size, patch_size, in_chans, embed_dim, stem_depth=1):
+    def __init__(self, *, img_size, patch_size, in_chans, embed_dim, stem_depth=1, whitened=False):
         super().__init__()
         halvings = patch_size.bit_length() - 1
         if patch_size < 2 or patch_size != 2**halvings or img_size % patch_size:
             remedy = "each stage halves the side, so choose a power of two, from 2 on, that divides it"
             raise ValueError(f"patch size {patch_size} with a conv stem at image size {img_size}: {remedy}")
         self.grid_size = img_size // patch_size
-        widths = [in_chans, *(min(64 * 2**i, embed_dim) for i in range(halvings - 1)), embed_dim, embed_dim]
+        widths = [*(min(64 * 2**i, embed_dim) for i in range(halvings - 1)), embed_dim]
+        widths = [8 * in_chans, *widths] if whitened else [in_chans, *widths, embed_dim]
+        self.whiten = nn.Conv2d(in_chans, 8 * in_chans, 2, bias=False).requires_grad_(False) if whitened else None
+        pool, act = (nn.MaxPool2d(2), nn.GELU()) if whitened else (nn.MaxPool2d(3, 2, padding=1), nn.ReLU())
         self.stages = nn.Sequential()
         for i, (before, after) in enumerate(zip(widths, widths[1:])):
             for j in range(stem_depth if i < halvings else 1):
@@ -87,11 +88,15 @@ class ConvStem(nn.Module):
                 conv = nn.Conv2d(before if j == 0 else after, after, 3, padding=1, bias=False)
                 self.stages.add_module(f"conv{name}", conv)
                 if i < halvings and j == 0:
-                    self.stages.add_module(f"pool{name}", nn.MaxPool2d(3, 2, padding=1))
-                self.stages.add_module(f"norm{name}", nn.BatchNorm2d(after))
-                self.stages.add_module(f"act{name}", nn.ReLU())
+                    self.stages.add_module(f"pool{name}", pool)
+                norm = nn.BatchNorm2d(after, momentum=0.4 if whitened else 0.1)
+                norm.weight.requires_grad_(not whitened)
+                self.stages.add_module(f"norm{name}", norm)
+                self.stages.add_module(f"act{name}", act)
 
     def forward(self, x):  # B x in_chans x img_size x img_size
+        if self.whiten is not None:
+            x = self.whiten(F.pad(x, (0, 1, 0, 1), mode="reflect"))  # B x 8 in_chans x img_size x img_size
         x = x.contiguous(memory_format=torch.channels_last)  # what convolutions in bfloat16 are fastest with
         return self.stages(x).flatten(2).transpose(1, 2)  # B x P x D
 
@@ -141,8 +146,7 @@ class Mlp(nn.Module):
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout, with a cheaper mask on the CPU: torch draws 32 random bits an element there, and 16 are
-    enough (the drop probability is rounded to a multiple of 1/65536)."""
+    """nn.Dropout with a cheaper mask on the CPU: of 16 random bits an element, so that p is rounded to 1/65536."""
 
     def forward(self, x):
         if not self.training or self.p == 0 or self.p == 1 or x.device.type != "cpu":
@@ -180,7 +184,6 @@ class Block(nn.Module):
         out = {"norm1": self.norm1(x)}
         out["attn"], attention = self.attn(out["norm1"], return_attention)
         x = x + self.drop_path(out["attn"])
-
         out["norm2"] = self.norm2(x)
         out["mlp"] = self.mlp(out["norm2"])
         x = x + self.drop_path(out["mlp"])
@@ -191,20 +194,16 @@ class VisionTransformer(nn.Module):
     """The Vision Transformer. Arguments carry timm's names.
 
     Args:
-        img_size: side of the square input, in pixels.
-        patch_size: side of a patch; must divide img_size.
-        in_chans: input channels (3 RGB, 1 grey).
-        num_classes: outputs C.
-        embed_dim: width D of a token.
-        depth: encoder blocks L.
-        num_heads: attention heads H; must divide embed_dim.
+        img_size, patch_size: sides of the square input and of a patch in pixels; the second must divide the first.
+        in_chans, num_classes: input channels (3 RGB, 1 grey) and outputs C.
+        embed_dim, depth, num_heads: width D of a token, encoder blocks L, attention heads H; H must divide D.
         mlp_ratio: hidden width of the MLP, over embed_dim.
         qkv_bias: biases in the query, key and value projections.
         drop_rate: dropout inside the MLP, in 0..1 (elsewhere, as in the paper, it slowed learning).
         attn_drop_rate: dropout of the attention weights, in 0..1.
         drop_path_rate: stochastic depth of the last block, in 0..1; grows linearly from 0 in the first.
-        stem: "linear" (patches) or "conv" (ConvStem: patch_size is then how much the side shrinks).
-        stem_depth: convolutions in each stage of a conv stem.
+        stem: "linear" (patches), "conv" or "whitened" (ConvStem: patch_size is how much the side shrinks).
+        stem_depth: convolutions in each stage of a ConvStem.
         pool: what the head sees: "cls" (the normed CLS token), "mean" (the patch tokens' mean, then the norm: timm's
             fc_norm) or "seq" (the normed tokens weighted by a learned query: arXiv:2104.05704, section 3.2; no CLS).
         head: "linear", or "mlp": linear, tanh, linear (the paper's head with a representation layer).
@@ -235,8 +234,8 @@ class VisionTransformer(nn.Module):
         norm_eps=1e-6,
     ):
         super().__init__()
-        choices = dict(stem=(stem, "linear", "conv"), pool=(pool, "cls", "mean", "seq"), head=(head, "linear", "mlp"))
-        for name, (value, *known) in choices.items():
+        stems, pools, heads = ("linear", "conv", "whitened"), ("cls", "mean", "seq"), ("linear", "mlp")
+        for name, value, known in (("stem", stem, stems), ("pool", pool, pools), ("head", head, heads)):
             if value not in known:
                 raise ValueError(f"{name} {value!r} is unknown; choose {' or '.join(known)}")
         sizes = dict(img_size=img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim)
@@ -245,7 +244,8 @@ class VisionTransformer(nn.Module):
                 raise ValueError(f"{name} {size} is too small; choose 1 or more")
         self.img_size, self.in_chans, self.pool = img_size, in_chans, pool
 
-        self.patch_embed = PatchEmbed(**sizes) if stem == "linear" else ConvStem(**sizes, stem_depth=stem_depth)
+        conv = dict(stem_depth=stem_depth, whitened=stem == "whitened")
+        self.patch_embed = PatchEmbed(**sizes) if stem == "linear" else ConvStem(**sizes, **conv)
         self.grid_size = self.patch_embed.grid_size  # G
         self.has_cls = pool != "seq"
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if self.has_cls else None
@@ -258,11 +258,9 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(embed_dim, eps=norm_eps) if pool != "mean" else nn.Identity()
         self.fc_norm = nn.LayerNorm(embed_dim, eps=norm_eps) if pool == "mean" else nn.Identity()
         self.seq_pool = nn.Linear(embed_dim, 1) if pool == "seq" else None
-        if head == "linear":
-            self.head = nn.Linear(embed_dim, num_classes)
-        else:
-            parts = dict(fc1=nn.Linear(embed_dim, embed_dim), act=nn.Tanh(), fc2=nn.Linear(embed_dim, num_classes))
-            self.head = nn.Sequential(OrderedDict(parts))
+        hidden = dict(fc1=nn.Linear(embed_dim, embed_dim), act=nn.Tanh()) if head == "mlp" else {}
+        last = nn.Linear(embed_dim, num_classes)
+        self.head = nn.Sequential(OrderedDict(**hidden, fc2=last)) if hidden else last
         self._init_weights()
 
     @torch.no_grad()
@@ -277,7 +275,10 @@ class VisionTransformer(nn.Module):
                 nn.init.zeros_(module.proj.bias)
             elif isinstance(module, ConvStem):
                 for conv in (layer for layer in module.stages if isinstance(layer, nn.Conv2d)):
-                    nn.init.kaiming_normal_(conv.weight)
+                    if module.whiten is None:
+                        nn.init.kaiming_normal_(conv.weight)
+                    else:  # begins with its inputs
+                        nn.init.dirac_(conv.weight[: conv.in_channels])
         for block in self.blocks:  # each begins as the identity
             nn.init.zeros_(block.attn.proj.weight)
             nn.init.zeros_(block.mlp.fc2.weight)
@@ -341,7 +342,7 @@ def main():
         parser.error(error)
     with torch.no_grad(), FlopCounterMode(display=False) as flops:
         model(torch.zeros(1, model.in_chans, model.img_size, model.img_size), return_attention=True)
-    size = sum(parameter.numel() for parameter in model.parameters())
+    size = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     print(f"{model}\n\n{size:,} parameters, {flops.get_total_flops() / 1e6:.1f} MFLOPs an image, forward")
 
 

@@ -109,6 +109,19 @@ def test_batches_follow_from_seed_epoch_and_place_alone():
     assert not torch.equal(whole[0][0], batches(epoch=2, seed=1)[0][0])
 
 
+def test_alternating_flips_mirror_each_image_every_other_epoch():
+    loader = load_data(TrainConfig.create(dataset="digits", augment="none", alternate_flip=True)).train
+    plain = normalise(loader.images / 255, loader.mean, loader.std)
+    known = {bytes(image.numpy()): (i, True) for i, image in enumerate(plain.flip(-1))}
+    known.update({bytes(image.numpy()): (i, False) for i, image in enumerate(plain)})
+    epochs = []
+    for epoch in (0, 1, 2):
+        loader.set_epoch(epoch)
+        epochs.append(dict(known[bytes(image.numpy())] for images, _ in loader for image in images))
+    assert epochs[0] == epochs[2] and 500 < sum(epochs[0].values()) < 800
+    assert all(epochs[0][i] != epochs[1][i] for i in epochs[0])
+
+
 def test_an_epoch_has_every_image_once():
     loader = load_data(TrainConfig.create(dataset="digits", augment="none")).train
     seen = torch.cat([images for images, _ in loader])

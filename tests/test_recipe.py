@@ -400,3 +400,41 @@ def test_every_config_can_be_trained(tmp_path):
                 optimizer.zero_grad()
             losses.append(loss.item())
         assert min(losses[1:]) < losses[0], file
+
+
+def test_a_whitened_stem_whitens_the_training_images_and_stays_so(tmp_path):
+    stem = dict(stem="whitened", stem_depth=2, in_chans=3, image_size=16, patch_size=4, alternate_flip=True)
+    paths = dict(output_path=str(tmp_path), model_path=str(tmp_path), no_test=True)
+    config = TrainConfig.create(TINY, stem, optimizer="muon", schedule="linear", min_lr=0.0, epochs=1, **paths)
+    sets, model = load_data(config), build_model(config)
+    loop.set_whitening(model, sets)
+    stem, images = model.patch_embed, sets.train.sample(5000)[0]
+    filters = stem.whiten.weight.clone()
+    assert torch.equal(filters[12:], -filters[:12])
+    white = stem.whiten(images)[:, 8:12].transpose(0, 1).flatten(1)  # RGB from grey: eight components have no variance
+    assert (white @ white.T / white.shape[1] - torch.eye(4)).abs().max() < 0.05
+
+    loop.fit(model, sets, config)
+    assert torch.equal(stem.whiten.weight, filters)
+    assert all(norm.weight.eq(1).all() for norm in stem.stages if isinstance(norm, torch.nn.BatchNorm2d))
+    assert torch.equal(load_checkpoint(config.checkpoint_folder).model.patch_embed.whiten.weight, filters)
+
+
+def test_a_whitened_stem_starts_as_the_identity():
+    model = build_model(TrainConfig.create(dataset="cifar10", stem="whitened", stem_depth=2, embed_dim=64))
+    x = torch.randn(2, 24, 32, 32)
+    out = model.patch_embed.stages.conv0(x)
+    assert torch.allclose(out[:, :24], x, atol=1e-6) and not torch.allclose(out[:, 24:48], x, atol=1e-3)
+
+
+def test_the_schedule_falls_along_a_line():
+    config = TrainConfig.create(epochs=5, warmup_epochs=1, learning_rate=1.0, min_lr=0.1, schedule="linear")
+    rate = warmup_cosine(config, steps_per_epoch=10)
+    fall = [rate(step) for step in range(10, 50)]
+    assert fall[0] == 1.0 and fall[-1] == pytest.approx(0.1)
+    assert [a - b for a, b in zip(fall, fall[1:])] == pytest.approx(39 * [0.9 / 39])
+
+
+def test_alternating_flips_want_no_random_ones(tmp_path):
+    done = run("train.py", "--dataset", "digits", "--augment", "crop-flip", "--alternate_flip", cwd=tmp_path)
+    assert_refused(done, "--alternate_flip", "crop-flip", "translate")

@@ -40,8 +40,9 @@ class DataSettings:
     augment: str | None = setting(
         None,
         "randaugment and trivialaugment come after crop-flip (default: the set's)",
-        choices=("none", "crop", "crop-flip", "affine", "randaugment", "trivialaugment"),
+        choices=("none", "crop", "crop-flip", "translate", "affine", "randaugment", "trivialaugment"),
     )
+    alternate_flip: bool = setting(False, "mirror half of the images in each epoch, the other half in the next")
     random_erasing: float = setting(0.0, "share of the images that lose a rectangle", low=0, high=1)
     mixup: float = setting(0.0, "alpha of mixup; 0 is off", low=0, high=100)
     cutmix: float = setting(0.0, "alpha of cutmix; 0 is off", low=0, high=100)
@@ -72,7 +73,11 @@ class ModelSettings:
     drop_rate: float = setting(0.1, "dropout inside the MLP", "dropout", low=0, high=0.99)
     attn_drop_rate: float = setting(0.0, "dropout of the attention weights", low=0, high=0.99)
     drop_path_rate: float = setting(0.0, "stochastic depth of the last block", low=0, high=0.99)
-    stem: str = setting("linear", "patches, or a convolutional tokenizer", choices=("linear", "conv"))
+    stem: str = setting(
+        "linear",
+        "patches or convolutions; whitened: of whitened pixels",
+        choices=("linear", "conv", "whitened"),
+    )
     stem_depth: int = setting(1, "convolutions in each stage of a conv stem", low=1, high=100)
     pool: str = setting(
         "cls",
@@ -90,6 +95,9 @@ class RecipeSettings:
 
     epochs: int = setting(200, "passes over the training images", low=1, high=1_000_000)
     learning_rate: float = setting(5e-4, "peak of the schedule", above=0, high=100)
+    schedule: str = setting(
+        "cosine", "how the learning rate falls to min_lr after the warmup", choices=("cosine", "linear")
+    )
     min_lr: float = setting(1e-5, "where the cosine ends", low=0, high=100)
     warmup_epochs: float | None = setting(
         None, "linear warmup, 0 or a fraction too (default: a tenth of the epochs, at most 10)", low=0
@@ -213,6 +221,10 @@ class TrainConfig(RunSettings, RecipeSettings, ModelSettings, DataSettings):  # 
             )
         if (self.mixup or self.cutmix) and self.num_classes < 2:
             raise UserError("--mixup and --cutmix need two classes to mix; leave them out")
+        if self.alternate_flip and self.augment not in ("none", "crop", "translate", "affine"):
+            raise UserError(
+                f"--alternate_flip: --augment {self.augment} flips at random already; choose translate or crop"
+            )
         if self.early_stopping and not (self.val_split or self.folds):
             raise UserError("--early_stopping watches the validation loss, and --val_split 0 leaves none; raise it")
         if self.overwrite and self.resume:

@@ -29,9 +29,9 @@ def uniform(shape: int | Sequence[int], low: float, high: float, generator: torc
 
 
 def crop_and_flip(
-    images: torch.Tensor, generator: torch.Generator, *, padding: int = 4, flip: bool = True
+    images: torch.Tensor, generator: torch.Generator, *, padding: int = 4, mode: str = "constant", flip: bool = True
 ) -> torch.Tensor:
-    """Crop each image at random after padding it with black, and mirror half of them.
+    """Crop each image at random after padding it with black (or by another mode of F.pad), and mirror half of them.
 
     The standard CIFAR augmentation: He et al., arXiv:1512.03385, section 4.2."""
     B, _, H, W = images.shape
@@ -42,7 +42,7 @@ def crop_and_flip(
         mirror = torch.rand(B, 1, generator=generator) < 0.5
         columns = torch.where(mirror, W - 1 - columns, columns)
     columns = columns + lefts
-    padded = F.pad(images, 4 * [padding])
+    padded = F.pad(images, 4 * [padding], mode=mode)
     rows, columns, which = (index.to(images.device) for index in (rows, columns, torch.arange(B)))
     return padded[which[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
@@ -246,6 +246,7 @@ POLICIES: dict[str, Callable[[torch.Tensor, torch.Generator], torch.Tensor]] = {
     "none": lambda images, generator: images,
     "crop": lambda images, generator: crop_and_flip(images, generator, flip=False),
     "crop-flip": crop_and_flip,
+    "translate": lambda images, generator: crop_and_flip(images, generator, padding=2, mode="reflect", flip=False),
     "affine": random_affine,
     "randaugment": lambda images, generator: randaugment(crop_and_flip(images, generator), generator),
     "trivialaugment": lambda images, generator: trivialaugment(crop_and_flip(images, generator), generator),

@@ -38,7 +38,8 @@ class Batches(Protocol):
 class TensorBatches:
     """Batches of a split that is held as one uint8 tensor on the device.
 
-    With a policy `augment` it is a training split: a new order each epoch, and each batch augmented. Both follow
+    With a policy `augment` it is a training split: a new order each epoch, and each batch augmented; alternate_flip
+    mirrors half of the images in one epoch and the other half in the next. All follow
     from (seed, epoch, batch) alone, so that a run can start at any batch of any epoch.
     """
 
@@ -52,12 +53,14 @@ class TensorBatches:
         mean: Sequence[float],
         std: Sequence[float],
         augment: str | None = None,
+        alternate_flip: bool = False,
         random_erasing: float = 0.0,
         seed: int = 0,
     ):
         self.images, self.labels = images, labels  # uint8 n x C x H x W, int64 n
         self.batch_size, self.img_size, self.mean, self.std = batch_size, img_size, mean, std
         self.augment, self.random_erasing, self.seed = augment, random_erasing, seed
+        self.alternate_flip = alternate_flip
         self.generator = torch.Generator()
         self.set_epoch(0)
 
@@ -78,6 +81,12 @@ class TensorBatches:
         for indices in order.split(self.batch_size):
             yield self.images[indices]
 
+    def _mirrored(self, order: torch.Tensor) -> torch.Tensor:
+        """Which images of `order` this epoch mirrors, n x 1 x 1 x 1: a random half of the set in even epochs, the other
+        half in odd ones (Jordan, arXiv:2404.00498, section 3.6)."""
+        first_half = torch.rand(len(self.labels), generator=self._random(2**32)) < 0.5
+        return (first_half ^ bool(self.epoch % 2))[order].view(-1, 1, 1, 1)
+
     def sample(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
         places = torch.linspace(0, len(self.labels) - 1, min(n, len(self.labels))).round().long()
         with torch.random.fork_rng(devices=[]):  # a DataLoader draws a number for its workers
@@ -90,8 +99,11 @@ class TensorBatches:
         order = torch.randperm(n, generator=self._random(self.epoch)) if self.augment else torch.arange(n)
         order = order[self.start * self.batch_size :]
         labels = self.labels[order.to(self.labels.device)].split(self.batch_size)
+        mirrored = self._mirrored(order).split(self.batch_size) if self.alternate_flip else None
         for batch, pixels in enumerate(self._pixels(order), start=self.start):
             images = pixels.float() / 255
+            if mirrored:
+                images = torch.where(mirrored[batch - self.start].to(images.device), images.flip(-1), images)
             if self.augment:
                 generator = self._random(self.epoch, batch)
                 images = augment.POLICIES[self.augment](images, generator)

@@ -191,6 +191,7 @@ def make_batches(
     options = dict(batch_size=config.batch_size, img_size=config.img_size, mean=mean, std=std, seed=config.seed)
     if split == "train":
         options.update(augment=config.augment, random_erasing=config.random_erasing)
+        options.update(alternate_flip=config.alternate_flip)
     labels = source.labels.to(device)
     if source.images is None:
         options.update(in_chans=config.in_chans, num_workers=count_workers(config))

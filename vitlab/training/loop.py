@@ -9,6 +9,7 @@ import copy
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 import yaml
 from torch import nn
 
@@ -153,6 +154,8 @@ def begin(
     check_last_batch(model, sets, config)
 
     resumed = find_resume(config)
+    if not resumed:
+        set_whitening(model, sets)
     notes = load_weights(model, config.init_from) if config.init_from and not resumed else []
     if resumed:
         path, checkpoint = resumed
@@ -182,6 +185,21 @@ def begin(
     if best.exists() and read_checkpoint(best, lazily=True)["training"]["progress"]["epoch"] > run.progress.epoch:
         run.progress.best = None  # best.pt is from after the point we return to, so the next epoch replaces it
     return run, checkpoint["config"]
+
+
+@torch.no_grad()
+def set_whitening(model: nn.Module, sets: Splits, images: int = 5000) -> None:
+    """Give a whitened ConvStem its filters: the principal components of 2 x 2 patches of the training images, each
+    scaled to unit variance, and their negatives (Jordan, arXiv:2404.00498, section 3.2). Other models stay as they are.
+    """
+    conv = getattr(getattr(model, "patch_embed", None), "whiten", None)
+    if conv is None:
+        return
+    pixels = sets.train.sample(images)[0] if hasattr(sets.train, "sample") else next(iter(sets.train))[0]  # normalised
+    patches = F.unfold(pixels, 2).transpose(1, 2).flatten(0, 1)  # n x 4 in_chans
+    variances, components = torch.linalg.eigh(patches.T @ patches / len(patches))
+    filters = (components / (variances + 5e-4).sqrt()).T.reshape(-1, *conv.weight.shape[1:])
+    conv.weight.copy_(torch.cat([filters, -filters]))
 
 
 def announce(run: Run, sets: Splits, config_before: dict | None) -> None:

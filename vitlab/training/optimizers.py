@@ -12,7 +12,8 @@ from vitlab.config import TrainConfig
 
 
 def warmup_cosine(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], float]:
-    """The learning rate of a batch, counted from 0 over all epochs: linear warmup, then a cosine down to min_lr.
+    """The learning rate of a batch, counted from 0 over all epochs: linear warmup, then a cosine down to min_lr, or a
+    line if config.schedule is "linear".
 
     Source: Loshchilov & Hutter, arXiv:1608.03983, section 3, without restarts. The function keeps no state, so a
     resumed run needs only the number of the batch.
@@ -24,7 +25,9 @@ def warmup_cosine(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], 
     def learning_rate(step: int) -> float:
         if step < warmup:
             return peak * (step + 1) / (warmup + 1)
-        return end + (peak - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / decay)))
+        done = min(1.0, (step - warmup) / decay)
+        left = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+        return end + (peak - end) * left
 
     return learning_rate
 
@@ -39,6 +42,8 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
     """
     decayed, undecayed, matrices = [], [], []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         if parameter.ndim < 2 or name in ("cls_token", "pos_embed"):
             undecayed.append(parameter)
         elif config.optimizer == "muon" and is_for_muon(name, parameter):
