@@ -47,7 +47,7 @@ def result_cells(folder: Path) -> dict[str, str]:
         raise UserError(f"{folder} has no test result: it was trained with --no_test")
     low, high = test["ci95"]
     model = config.get("model", "vit")
-    stem = {"linear": "patches", "conv": "conv stem"}[config["stem"]]
+    stem = {"linear": "patches", "conv": "conv stem", "whitened": "whitened conv stem"}[config["stem"]]
     vit = f"{stem}, {config['depth']} blocks {config['embed_dim']} wide, {config['pool']}"
     return {
         "run in `output/`": f"`{folder.name}`",

@@ -178,6 +178,16 @@ def test_choices_on_validation_are_those_of_their_files():
         assert told == f"{100 * accuracies(file)[3]:.1f}", file
 
 
+def test_the_recipes_probes_are_those_of_their_files():
+    rows = re.findall(
+        r"^\| .* \| [\d.]+ \| \d \| \[([\d.]+) %\]\((\S+\.csv)\) \|$", PAGES["docs/recipe.md"], flags=re.M
+    )
+    for told, file in rows:
+        *_, last = csv.DictReader((ROOT / "docs" / file).open())
+        assert told == f"{100 * float(last['val_accuracy']):.1f}", file
+    assert {Path(file).name for _, file in rows} == {path.name for path in (ROOT / "output/recipe").iterdir()}
+
+
 def rows_of(study):
     """The rows of a study by number."""
     contents = json.loads((ROOT / "output" / study / "final_results.json").read_text())
