@@ -56,7 +56,7 @@ def test_flags_it_names_exist(page):
 @pytest.mark.parametrize("page", PAGES)
 def test_files_it_names_exist(page):
     for name in re.findall(
-        r"configs/[\w-]+\.yaml|\w[\w/]*\.ipynb|(?:demos|vitlab)/[\w/]+\.(?:py|png)|attention_map_gif/[\w-]+\.gif",
+        r"configs/[\w/-]+\.yaml|\w[\w/]*\.ipynb|(?:demos|vitlab)/[\w/]+\.(?:py|png)|attention_map_gif/[\w-]+\.gif",
         PAGES[page],
     ):
         assert (ROOT / name).exists(), name
@@ -222,7 +222,7 @@ def test_what_was_not_run_is_told():
     told = re.search(
         r"Configured and not run yet, for want of a GPU: (.*?), all in", PAGES["docs/results.md"], flags=re.S
     )[1]
-    waiting = {path.stem for path in (ROOT / "configs").glob("*.yaml") if "waits for a GPU" in path.read_text()}
+    waiting = {path.stem for path in (ROOT / "configs").rglob("*.yaml") if "waits for a GPU" in path.read_text()}
     assert set(re.findall(r"`([\w-]+)`", told)) == waiting
     assert not any((ROOT / "output" / name / "report.json").exists() for name in waiting)
 

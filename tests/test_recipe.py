@@ -381,7 +381,7 @@ def test_cutmix_needs_two_classes(tmp_path):
 
 def test_every_config_can_be_trained(tmp_path):
     """Each file of configs/ is read, builds its model, and takes two steps on which the loss falls."""
-    files = sorted(set((ROOT / "configs").glob("*.yaml")) - set((ROOT / "configs").glob("compare*")))
+    files = sorted(set((ROOT / "configs").rglob("*.yaml")) - set((ROOT / "configs").rglob("compare*")))
     assert files
     for file in files:
         config = TrainConfig.from_args(["--config", str(file)])

@@ -79,7 +79,7 @@ def test_all_models_see_the_same_batches():
 
 
 def test_every_study_of_configs_can_be_run():
-    files = sorted((ROOT / "configs").glob("compare*.yaml"))
+    files = sorted((ROOT / "configs").rglob("compare*.yaml"))
     assert len(files) > 3
     for file in files:
         study = Study.create(read_yaml(file))
