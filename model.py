@@ -68,7 +68,7 @@ class ConvStem(nn.Module):
     ReLU, and a pooling after the first. The width doubles from 64 to embed_dim, and a last convolution does not pool
     (Hassani et al., arXiv:2104.05704, section 3.3; Xiao et al., arXiv:2106.14881, section 4).
     If whitened, as in a fast CNN (Jordan, arXiv:2404.00498, section 3): first a frozen 2 x 2 convolution whitens the
-    pixels (fit() sets its filters); GELU, norms without scale, filters that start as the identity, no last convolution."""
+    pixels (fit() sets its filters); GELU, norms without scale, filters that start as the identity; no last one."""
 
     def __init__(self, *, img_size, patch_size, in_chans, embed_dim, stem_depth=1, whitened=False):
         super().__init__()
