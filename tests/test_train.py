@@ -27,8 +27,10 @@ from vitlab.config import TrainConfig
 from vitlab.datasets.images import normalise
 from vitlab.datasets.splits import load_data
 from vitlab.evaluation.report import evaluate
+from vitlab.files import write_json
 from vitlab.hardware import pick_amp
 from vitlab.models.registry import build_model, count_flops
+from vitlab.training import loop
 from vitlab.training.loop import fit
 from vitlab.training.optimizers import make_optimizers, warmup_cosine
 from vitlab.training.run_folder import COLUMNS
@@ -135,12 +137,36 @@ def test_ctrl_c_leaves_a_usable_checkpoint(tmp_path):
     assert len(load_checkpoint(last).history) >= 2
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    done = run("train.py", *TINY, "--epochs", 3, "--learning_rate", 100, "--min_lr", 100, "--amp", "off",
-               "--warmup_epochs", 0, "--dropout", 0, "--weight_decay", 100, cwd=tmp_path)  # fmt: skip
-    assert_refused(done, "the loss is", "at step", "of epoch", "--learning_rate", "last.pt")
-    found = load_checkpoint(tmp_path / "model/vit-layer1-8-digits/last.pt")
-    assert all(value.isfinite().all() for value in found.model.state_dict().values())
+@pytest.mark.parametrize("epochs", [4, 5])
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, epochs):
+    """One step an epoch; the weights are beyond use after the fourth, which may be the last."""
+    done = run("train.py", "--dataset", "digits", "--optimizer", "sgd", "-lr", 100, "--min_lr", 100, "--epochs", epochs,
+               "--batch_size", 5000, "--val_split", 0, "--warmup_epochs", 0.4, "--amp", "off", cwd=tmp_path)  # fmt: skip
+    assert_refused(done, "the loss is", "step", "of epoch", "--learning_rate", "last.pt")
+    state = read_checkpoint(tmp_path / "model/vit-layer4-8-digits/last.pt")
+    assert all(value.isfinite().all() for value in state["model"].values())
+    config = TrainConfig.create(state["config"])
+    sets, model = load_data(config), build_model(config)
+    model.load_state_dict(state["model"])
+    assert math.isfinite(evaluate(model, sets.train)["loss"])
+    assert not list((tmp_path / "output").rglob("report.json"))
+
+
+def test_a_validation_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
+    paths = dict(output_path=str(tmp_path / "o"), model_path=str(tmp_path / "m"))
+    config = TrainConfig.create(dataset="digits", embed_dim=16, depth=1, num_train_images=100, epochs=3, **paths)
+    losses = iter([0.5, math.inf])
+    monkeypatch.setattr(loop, "evaluate", lambda *args: {"accuracy": 0.5, "loss": next(losses)})
+    with pytest.raises(UserError, match="the loss is inf on the validation images of epoch 2.*last.pt"):
+        fit(build_model(config), load_data(config), config)
+    assert read_checkpoint(config.checkpoint_folder / "last.pt")["training"]["progress"]["epoch"] == 1
+
+
+def test_json_holds_no_nan(tmp_path):
+    for number in (math.nan, math.inf):
+        with pytest.raises(UserError, match="a.json is not written: .*nan or infinite"):
+            write_json(tmp_path / "a.json", {"loss": [number]})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -50,8 +50,13 @@ def write_text(path: str | Path, text: str) -> Path:
 
 
 def write_json(path: str | Path, contents: object) -> Path:
-    """Write a JSON file and return its path. Raises UserError as replacing does."""
-    return write_text(path, json.dumps(contents, indent=2) + "\n")
+    """Write a JSON file and return its path. Raises UserError as replacing does, and if a number is nan or infinite,
+    which JSON does not have."""
+    try:
+        text = json.dumps(contents, indent=2, allow_nan=False)
+    except ValueError as error:
+        raise UserError(f"{path} is not written: a number for it is nan or infinite ({error})") from None
+    return write_text(path, text + "\n")
 
 
 def save_npy(values: object, path: str | Path) -> Path:

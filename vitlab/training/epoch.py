@@ -59,12 +59,35 @@ def train_one_epoch(run: Run, sets: Splits, stop: Callable[[], int]) -> tuple[fl
             is_due = every and progress.step // every > (progress.step - count) // every
             if progress.step < steps and (is_due or stop()):
                 meter.flush()
+                check_weights(run, images, targets)
                 run.save("last.pt", sets)
                 meter.restart_clock()  # saving is not training
                 if stop():
                     raise Stopped(stop())
     meter.flush()
+    check_weights(run, images, targets)
     return progress.loss, progress.accuracy
+
+
+@torch.no_grad()
+def check_weights(run: Run, images: torch.Tensor, targets: torch.Tensor) -> None:
+    """Raise UserError if the weights, as the last step left them, give a loss that is not finite on its images. So no
+    such weights are saved."""
+    run.model.eval()
+    with autocast(run.device, run.amp):
+        loss = F.cross_entropy(run.model(images).float(), targets).item()
+    run.model.train()
+    check_loss(run, loss, f"after step {run.progress.step}")
+
+
+def check_loss(run: Run, loss: float, when: str) -> None:
+    """Raise UserError if a loss of the current epoch is not finite; `when` says in which step it was measured."""
+    config = run.config
+    if not math.isfinite(loss):
+        raise UserError(
+            f"the loss is {loss} {when} of epoch {run.progress.epoch + 1}; lower {flag('learning_rate')} (now "
+            f"{config.learning_rate:g}); the last good checkpoint is {config.checkpoint_folder / 'last.pt'}"
+        )
 
 
 class Meter:
@@ -88,19 +111,13 @@ class Meter:
 
     def flush(self) -> None:
         """Add the unread batches to the progress. Raises UserError if a loss is not finite."""
-        config, progress = self.run.config, self.run.progress
         batches = []
         for step, loss, correct, images in self.unread:
             batches.append((loss.item(), correct.item(), images))
-            if not math.isfinite(batches[-1][0]):
-                raise UserError(
-                    f"the loss is {loss.item()} at step {step + 1} of epoch {progress.epoch + 1}; lower "
-                    f"{flag('learning_rate')} (now {config.learning_rate:g}); the last good checkpoint is "
-                    f"{config.checkpoint_folder / 'last.pt'}"
-                )
+            check_loss(self.run, batches[-1][0], f"at step {step + 1}")
         self.unread.clear()
         now = time.perf_counter()
-        progress.add(batches, seconds=now - self.clock)
+        self.run.progress.add(batches, seconds=now - self.clock)
         self.clock = now
 
     def show(self, bar: tqdm) -> None:

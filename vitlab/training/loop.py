@@ -23,7 +23,7 @@ from vitlab.files import write_text
 from vitlab.hardware import describe_hardware, find_device, pick_amp, try_compile
 from vitlab.models.registry import count_parameters
 from vitlab.training import tracking
-from vitlab.training.epoch import train_one_epoch
+from vitlab.training.epoch import check_loss, train_one_epoch
 from vitlab.training.finish import finish, finished_report
 from vitlab.training.optimizers import make_average, make_optimizers, warmup_cosine
 from vitlab.training.run_folder import (
@@ -104,6 +104,8 @@ def fit(
         while not progress.is_over(config):
             train_loss, train_accuracy = train_one_epoch(run, sets, stop)
             val = evaluate(run.evaluated, sets.val, run.amp, "validate") if sets.val else None
+            if val:
+                check_loss(run, val["loss"], "on the validation images")
             row = {
                 "epoch": progress.epoch + 1,
                 "learning_rate": run.optimizers[0].param_groups[0]["lr"],
