@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from conftest import ROOT, assert_refused, run
+from conftest import FORKS, ROOT, assert_refused, run
 from PIL import Image
 
 from vitlab import hardware
@@ -33,7 +33,7 @@ from vitlab.models.registry import build_model, count_flops
 from vitlab.training import loop
 from vitlab.training.loop import fit
 from vitlab.training.optimizers import make_optimizers, warmup_cosine
-from vitlab.training.run_folder import COLUMNS
+from vitlab.training.run_folder import COLUMNS, claim_folders
 from vitlab.training.state import Progress
 from vitlab.training.stopping import stop_at_signal
 
@@ -110,6 +110,26 @@ def test_a_second_run_gets_another_name_and_overwrite_does_not(tmp_path):
     train("--seed", 2, "--overwrite")
     assert (tmp_path / "model/vit-layer1-8-digits/best.pt").read_bytes() != before
     assert {path.name for path in (tmp_path / "model").iterdir()} == {"vit-layer1-8-digits", "vit-layer1-8-digits-2"}
+
+
+def claim(start, names, settings):
+    start.wait()
+    with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
+        names.put([claim_folders(TrainConfig.create(settings, folder_name=f"run{n}")) for n in range(30)])
+
+
+def test_runs_that_start_together_get_names_of_their_own(tmp_path):
+    settings = dict(dataset="digits", model_path=str(tmp_path / "m"), output_path=str(tmp_path / "o"))
+    start, names = FORKS.Barrier(4), FORKS.Queue()
+    processes = [FORKS.Process(target=claim, args=(start, names, settings)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    claimed = [name for _ in processes for name in names.get(timeout=60)]
+    for process in processes:
+        process.join()
+    assert len(set(claimed)) == 4 * 30
+    for folder in ("m", "o"):
+        assert {path.name for path in (tmp_path / folder).iterdir()} == set(claimed)
 
 
 def test_without_validation_best_is_the_newest(tmp_path):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,11 +35,12 @@ def writable_folder(folder: Path, flag: str) -> Path:
     """Make the folder if it is missing, and return it. Raises UserError, naming the flag that it came from, if
     nothing can be written there."""
     try:
-        with replacing(folder / ".writable") as part:
-            part.touch()
-        (folder / ".writable").unlink()
-    except UserError as error:
-        raise UserError(f"{flag}: {error}; choose another folder") from None
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(
+            f"{flag}: {folder} cannot be written ({error.strerror or error}); choose another folder"
+        ) from None
     return folder
 
 

@@ -60,21 +60,38 @@ SILENT_ON_RESUME = (
 def claim_folders(config: TrainConfig) -> str:
     """Make empty folders for a new run, and return its name.
 
-    A run that has the name already is not touched: the new one is called NAME-2, NAME-3, ... With config.overwrite
-    the files of the old one are removed instead. Raises UserError if a folder cannot be written.
+    A folder of that name is not touched: the new run is called NAME-2, NAME-3, ... With config.overwrite the files of
+    the run in it are removed instead. Raises UserError if a folder cannot be written.
     """
     name, number = config.folder_name, 2
-    while not config.overwrite and files_of_run(config, name):
+    writable_folder(Path(config.model_path), "--model_path")
+    writable_folder(Path(config.output_path), "--output_path")
+    while not config.overwrite and not make_new_folders(config, name):
         name = f"{config.folder_name}-{number}"
         number += 1
     if name != config.folder_name:
-        print(f"{config.folder_name} holds a run already: this one is called {name} (--overwrite writes over it)")
+        print(f"{config.folder_name} is there already: this run is called {name} (--overwrite writes over it)")
     make_folders(config, name)
     for file in files_of_run(config, name):
         file.unlink()
     for pictures in ("tensorboard", "visualizers"):
         shutil.rmtree(Path(config.output_path) / name / pictures, ignore_errors=True)
     return name
+
+
+def make_new_folders(config: TrainConfig, name: str) -> bool:
+    """Make the two folders of the run called `name`; False, and nothing is changed, if one of them is there already.
+    Making a folder is atomic: of several runs that start together each gets a name of its own."""
+    made = []
+    for folder in dict.fromkeys(Path(path) / name for path in (config.model_path, config.output_path)):
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            for other in made:
+                other.rmdir()
+            return False
+        made.append(folder)
+    return True
 
 
 def files_of_run(config: TrainConfig, name: str) -> set[Path]:
