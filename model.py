@@ -204,8 +204,8 @@ class VisionTransformer(nn.Module):
         drop_path_rate: stochastic depth of the last block, in 0..1; grows linearly from 0 in the first.
         stem: "linear" (patches), "conv" or "whitened" (ConvStem: patch_size is how much the side shrinks).
         stem_depth: convolutions in each stage of a ConvStem.
-        pool: what the head sees: "cls" (the normed CLS token), "mean" (the patch tokens' mean, then the norm: timm's
-            fc_norm) or "seq" (the normed tokens weighted by a learned query: arXiv:2104.05704, section 3.2; no CLS).
+        pool: what the head sees: "cls" (the normed CLS token), "mean" (the patches' mean, then a norm: timm's fc_norm),
+            "normed_mean" (first the norm) or "seq" (normed tokens weighted by a learned query, no CLS: CCT, 3.2).
         head: "linear", or "mlp": linear, tanh, linear (the paper's head with a representation layer).
         norm_eps: epsilon of every LayerNorm.
 
@@ -234,7 +234,7 @@ class VisionTransformer(nn.Module):
         norm_eps=1e-6,
     ):
         super().__init__()
-        stems, pools, heads = ("linear", "conv", "whitened"), ("cls", "mean", "seq"), ("linear", "mlp")
+        stems, pools, heads = ("linear", "conv", "whitened"), ("cls", "mean", "normed_mean", "seq"), ("linear", "mlp")
         for name, value, known in (("stem", stem, stems), ("pool", pool, pools), ("head", head, heads)):
             if value not in known:
                 raise ValueError(f"{name} {value!r} is unknown; choose {' or '.join(known)}")
@@ -313,8 +313,8 @@ class VisionTransformer(nn.Module):
 
         if self.pool == "cls":
             x = self.norm(x[:, 0])  # B x D
-        elif self.pool == "mean":
-            x = self.fc_norm(x[:, 1:].mean(dim=1))
+        elif self.has_cls:  # a mean: one of the norms is the identity
+            x = self.fc_norm(self.norm(x[:, 1:]).mean(dim=1))
         else:
             x = self.norm(x)
             x = (self.seq_pool(x).softmax(dim=1) * x).sum(dim=1)

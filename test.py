@@ -15,8 +15,9 @@ import sys
 from pathlib import Path
 
 from vitlab.catalog import DEFAULT_MODEL
+from vitlab.checkpoint_flags import add_checkpoint_flags, split_flags
 from vitlab.cli import Parser, UserError, run_cli, whole_number
-from vitlab.config import add_flags, in_groups, split_flags
+from vitlab.config import add_flags
 from vitlab.files import writable_folder
 
 RUN_SETTINGS = ("output_path", "data_path", "batch_size", "num_workers", "num_test_images", "device")
@@ -34,7 +35,7 @@ def parse_args() -> tuple[argparse.Namespace, dict, dict]:
     parser.add_argument("--model_path", default=DEFAULT_MODEL, help="a checkpoint or run folder (default: %(default)s)")
     parser.add_argument("--no_image", action="store_true", help="do not open the picture (it is saved all the same)")
     add_flags(parser, RUN_SETTINGS)
-    add_flags(parser, ("dataset", *in_groups("model")))
+    add_checkpoint_flags(parser)
     args = parser.parse_args()
 
     if args.mode not in ("cifar", "cifar-single", "custom"):

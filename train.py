@@ -11,11 +11,16 @@ import shlex
 import sys
 
 from vitlab.cli import run_cli
-from vitlab.config import TrainConfig
+from vitlab.config import TrainConfig, read_args
 
 
 def main() -> int | None:
-    config = TrainConfig.from_args(description=__doc__)
+    given, inherited = read_args(description=__doc__), {}
+    if "init_from" in given:
+        from vitlab.training.fine_tuning import take_architecture
+
+        inherited = take_architecture(given["init_from"], given)
+    config = TrainConfig.create(inherited, given)
 
     # Only now, so that --help need not wait for torch
     from model import pick_device

@@ -21,8 +21,9 @@ import argparse
 import sys
 
 from vitlab.catalog import DEFAULT_MODEL
+from vitlab.checkpoint_flags import add_checkpoint_flags, split_flags
 from vitlab.cli import Parser, UserError, run_cli, whole_number
-from vitlab.config import add_flags, in_groups, split_flags
+from vitlab.config import add_flags
 
 IMAGE_COMMANDS = {  # name -> help; vitlab/views/image_views.py draws them
     "gif": "Attention from CLS, a frame for each layer and head",
@@ -62,7 +63,8 @@ def add_command(commands: argparse._SubParsersAction, name: str, help_text: str)
         "--model_path", default=DEFAULT_MODEL, help="a checkpoint or run folder (default: %(default)s)"
     )
     command.add_argument("--output_path", help="a folder, or the file to write")
-    add_flags(command, (*RUN_SETTINGS, "dataset", *in_groups("model")))
+    add_flags(command, RUN_SETTINGS)
+    add_checkpoint_flags(command)
     if name in IMAGE_COMMANDS:
         index = whole_number("--index")
         command.add_argument("--index", type=index, help="which test image, from 0 (default: 21)")

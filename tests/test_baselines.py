@@ -155,8 +155,8 @@ def test_fine_tuning_a_cnn(cnn, tmp_path):
     flags = ["--model", "simple_cnn", "--no_test", "--init_from", cnn / "model/simple_cnn-8-digits"]
     done = run("train.py", *TINY, *flags, cwd=tmp_path)
     assert done.returncode == 0 and "tensors used" in done.stdout, done.stderr
-    flags = ["--no_test", "--init_from", cnn / "model/simple_cnn-8-digits"]
-    assert_refused(run("train.py", *TINY, *flags, cwd=tmp_path), "--init_from", "none of its blocks")
+    flags = ["--no_test", "--model", "vit", "--init_from", cnn / "model/simple_cnn-8-digits"]
+    assert_refused(run("train.py", *TINY, *flags, cwd=tmp_path), "--init_from", "is a simple_cnn")
 
 
 def test_folds_are_a_partition_in_the_classes_proportions():

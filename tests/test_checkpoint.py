@@ -1,5 +1,6 @@
 """Our own files, the foreign layouts, and what is refused."""
 
+import argparse
 import os
 import pickle
 import subprocess
@@ -14,11 +15,12 @@ from test_model import scramble
 from torch import nn
 
 from model import VisionTransformer
-from vitlab.checkpoint import load_checkpoint, load_weights, read_checkpoint, save_checkpoint, write_checkpoint
+from vitlab.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint, write_checkpoint
 from vitlab.cli import UserError
 from vitlab.config import TrainConfig
 from vitlab.models import foreign_weights
 from vitlab.models.registry import build_model
+from vitlab.training.fine_tuning import load_weights
 
 SMALL = dict(dataset="cifar10", image_size=16, n_layers=2, embed_dim=32)
 
@@ -102,8 +104,10 @@ def test_fine_tuning_reads_the_file_once(tmp_path, monkeypatch):
     torch.save(theirs.state_dict(), tmp_path / "theirs.pt")
     calls, real = [], torch.load
     monkeypatch.setattr(torch, "load", lambda *args, **kwargs: calls.append(args) or real(*args, **kwargs))
-    lines = load_weights(VisionTransformer(img_size=16, embed_dim=24, depth=2, head="mlp"), tmp_path / "theirs.pt")
-    assert len(calls) == 1 and "fresh" not in "".join(lines)
+    model = VisionTransformer(img_size=16, embed_dim=24, depth=2, head="mlp")
+    lines = load_weights(model, tmp_path / "theirs.pt", classes=range(10))
+    assert len(calls) == 1
+    assert [line for line in lines if "fresh" in line] == ["fresh: head.fc2.weight, head.fc2.bias"]
 
 
 # ---------------------------------------------------------------------------------- foreign layouts
@@ -167,20 +171,144 @@ def test_the_teaching_layout_is_recognised(tmp_path):
     torch.testing.assert_close(found.model(images), six(images), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("args", [dict(), dict(global_pool="avg"), dict(no_embed_class=True), dict(qkv_bias=False)])
-def test_timms_layout_is_recognised(tmp_path, args):
+def timms(**args):
+    """A small VisionTransformer of timm, none of whose weights is as it began."""
     timm_vit = pytest.importorskip("timm.models.vision_transformer")
-    theirs = scramble(
-        timm_vit.VisionTransformer(
-            img_size=32, patch_size=8, num_classes=100, embed_dim=48, depth=2, num_heads=3, **args
-        )
-    )
-    torch.save(theirs.state_dict(), tmp_path / "theirs.pt")
-    found = load_checkpoint(tmp_path / "theirs.pt", num_heads=3, dataset="cifar100")
+    shape = dict(img_size=32, patch_size=8, num_classes=100, embed_dim=48, depth=2, num_heads=3)
+    return scramble(timm_vit.VisionTransformer(**{**shape, **args}))
+
+
+def assert_same_logits(checkpoint, theirs):
     images = torch.randn(3, 3, 32, 32)
     with torch.no_grad():
-        torch.testing.assert_close(found.model(images), theirs(images), atol=1e-4, rtol=0)
+        expected = theirs(images)
+        torch.testing.assert_close(checkpoint.model(images), expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(checkpoint.model(images, return_attention=True)[0], expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        dict(),
+        dict(no_embed_class=True),
+        dict(qkv_bias=False),
+        dict(init_values=0.1),
+        dict(fc_norm=True),
+        dict(global_pool="avg"),
+        dict(global_pool="avg", fc_norm=False),
+        dict(global_pool="avg", no_embed_class=True, init_values=0.1),
+    ],
+)
+def test_timms_layout_is_recognised_and_its_pooling_asked_for(tmp_path, args):
+    """The file holds the same tensors whether its head reads CLS or the mean: nothing is guessed."""
+    theirs = timms(**args)
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pt")
+    with pytest.raises(UserError, match="--pool cls .*or --pool mean"):
+        load_checkpoint(tmp_path / "theirs.pt", num_heads=3)
+    pool = "mean" if args.get("global_pool") else "cls"
+    found = load_checkpoint(tmp_path / "theirs.pt", num_heads=3, dataset="cifar100", pool=pool)
+    assert_same_logits(found, theirs)
     assert found.config.mlp_ratio == 4 and found.classes[0] == "apple"
+
+    other = timms(
+        **{**args, "global_pool": "avg" if pool == "cls" else "token", "fc_norm": "fc_norm.bias" in theirs.state_dict()}
+    )
+    other.load_state_dict(theirs.state_dict())
+    assert_same_logits(
+        load_checkpoint(tmp_path / "theirs.pt", num_heads=3, pool="mean" if pool == "cls" else "cls"), other
+    )
+
+
+def test_what_leaves_no_trace_is_asked_for_or_told(tmp_path):
+    torch.save(timms().state_dict(), tmp_path / "narrow.pt")
+    with pytest.raises(UserError, match="heads.*--n_attention_heads"):
+        load_checkpoint(tmp_path / "narrow.pt", pool="cls")
+    theirs = timms(embed_dim=192)  # three heads of 64, as in every named model of that width
+    torch.save(theirs.state_dict(), tmp_path / "tiny.pt")
+    found = load_checkpoint(tmp_path / "tiny.pt", pool="cls")
+    assert_same_logits(found, theirs)
+    assert any("taken to be 3; --n_attention_heads" in note for note in found.notes)
+
+
+WRAPPINGS = {
+    "net": lambda s: {"net": s, "acc": 91.2, "epoch": 3},
+    "ema": lambda s: {"model": {k: v + 1 for k, v in s.items()}, "model_ema": s},
+    "timm": lambda s: {"state_dict": {k: v + 1 for k, v in s.items()}, "state_dict_ema": s, "arch": "vit"},
+    "lightning": lambda s: {"state_dict": {f"model.{k}": v for k, v in s.items()}, "hyper_parameters": {"lr": 1e-3}},
+    "compiled": lambda s: {f"_orig_mod.module.{k}": v for k, v in s.items()},
+    "parallel": lambda s: {"model": {f"module._orig_mod.{k}": v for k, v in s.items()}},
+    "averaged": lambda s: {"n_averaged": torch.tensor(7), **{f"module.{k}": v for k, v in s.items()}},
+    "dino": lambda s: {
+        "student": {f"module.backbone.{k}": v + 1 for k, v in s.items()},
+        "teacher": {f"backbone.{k}": v for k, v in s.items()},
+    },
+    "beside": lambda s: {
+        "model": s,
+        "args": argparse.Namespace(lr=np.float64(0.1), n=np.int64(3), out="x", sizes=np.arange(3)),
+        "best": np.float32(91.5),
+    },
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_wrappings_of_training_scripts_are_taken_off(tmp_path, wrapping):
+    theirs = timms()
+    torch.save(WRAPPINGS[wrapping](theirs.state_dict()), tmp_path / "theirs.pt")
+    found = load_checkpoint(tmp_path / "theirs.pt", num_heads=3, pool="cls")
+    assert_same_logits(found, theirs)
+    twice = wrapping in ("ema", "timm", "dino")
+    assert twice == any(("ema" in note or "teacher" in note) and "is used" in note for note in found.notes)
+
+
+def test_two_models_in_one_file_are_refused(tmp_path):
+    torch.save({"a": timms().state_dict(), "b": timms().state_dict()}, tmp_path / "two.pt")
+    with pytest.raises(UserError, match=r"several models \(a, b\)"):
+        load_checkpoint(tmp_path / "two.pt", num_heads=3, pool="cls")
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (dict(reg_tokens=4), "has register tokens"),
+        (dict(qk_norm=True), "has norms of queries and keys"),
+        (dict(pre_norm=True), "has a norm before the first block"),
+        (dict(global_pool="map"), "has attention pooling"),
+        (dict(class_token=False, global_pool="avg"), "has no CLS token"),
+        (dict(pos_embed="none"), "has no position embedding"),
+        (dict(scale_mlp_norm=True), "has norms inside its blocks"),
+        (dict(final_norm=False), "lacks 'norm.weight'"),
+        (dict(num_classes=0), "a backbone without a head.*--init_from"),
+        (dict(img_size=(32, 64)), "32 patches of 8 x 8 pixels make no square"),
+    ],
+)
+def test_what_is_refused_says_why(tmp_path, args, words):
+    torch.save(timms(**args).state_dict(), tmp_path / "theirs.pt")
+    with pytest.raises(UserError, match=words):
+        load_checkpoint(tmp_path / "theirs.pt", num_heads=3, pool="cls")
+
+
+def test_what_a_foreign_file_does_not_say_can_be_said(tmp_path):
+    theirs = timms(num_classes=3)
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pt")
+    known = dict(num_heads=3, pool="cls", mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+    found = load_checkpoint(tmp_path / "theirs.pt", **known, classes=["cat", "dog", "eel"])
+    assert found.classes == ("cat", "dog", "eel") and found.mean == (0.485, 0.456, 0.406)
+    assert not any("normalised" in note for note in found.notes)
+    for name in ("ape", "bee", "cow"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    found = load_checkpoint(tmp_path / "theirs.pt", **known, dataset="folder", data_path=tmp_path / "data")
+    assert found.classes == ("ape", "bee", "cow") and found.data_config().data_path == str(tmp_path / "data")
+    for wrong, words in (
+        (dict(mean=[0.5]), "--mean and --std.*3 values"),
+        (dict(std=None), "needs both"),
+        (dict(classes=["a", "b"]), "--classes has 2 classes, .* has 3"),
+        (dict(dataset="folder", data_path=tmp_path / "data", classes=["bee", "ape", "cow"]), "must be the same"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load_checkpoint(tmp_path / "theirs.pt", **{**known, **wrong})
+    save_small(tmp_path / "ours.pt")
+    with pytest.raises(UserError, match=r"--mean .*0.4"):
+        load_checkpoint(tmp_path / "ours.pt", mean=[0.5] * 3, std=[0.2] * 3)
 
 
 def test_translating_needs_no_file_and_leaves_the_weights_alone():
@@ -221,6 +349,25 @@ def test_what_contradicts_the_file_is_an_error(tmp_path):
             load_checkpoint(tmp_path / name, **given)
         assert all(word in str(caught.value) for word in words), caught.value
     assert load_checkpoint(tmp_path / "ours.pt", depth=2, dataset="cifar10").config.depth == 2
+
+
+def test_weights_meet_only_data_of_the_same_classes_by_name(tmp_path):
+    """Equal in number is not enough: a renamed or reordered class would be measured as another."""
+    save_small(tmp_path / "letters.pt")  # of cifar10's size, but its classes are a to j
+    with pytest.raises(UserError, match="--dataset cifar10 has the classes airplane, .* was trained on a, b"):
+        load_checkpoint(tmp_path / "letters.pt").data_config()
+    for name in "abcdefghi":
+        (tmp_path / "data" / name).mkdir(parents=True)
+    for last, fits in (("j", True), ("z", False)):
+        (tmp_path / "data" / last).mkdir()
+        checkpoint = load_checkpoint(tmp_path / "letters.pt")
+        checkpoint.config.dataset = "folder"
+        if fits:
+            assert checkpoint.data_config(data_path=str(tmp_path / "data")).dataset == "folder"
+            (tmp_path / "data" / last).rmdir()
+            continue
+        with pytest.raises(UserError, match="i, z, .* i, j"):
+            checkpoint.data_config(data_path=str(tmp_path / "data"))
 
 
 # ---------------------------------------------------------------------------------------- bad files

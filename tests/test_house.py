@@ -12,7 +12,7 @@ FLOORS = [
     ["vitlab.files"],
     ["vitlab.settings", "vitlab.catalog"],
     ["vitlab.config"],
-    ["vitlab.hardware", "vitlab.models"],
+    ["vitlab.hardware", "vitlab.models", "vitlab.pt_files", "vitlab.checkpoint_flags"],
     ["vitlab.datasets", "vitlab.pictures", "vitlab.evaluation"],
     ["vitlab.checkpoint"],
     ["vitlab.training", "vitlab.views"],

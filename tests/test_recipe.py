@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT, assert_refused, run
 from PIL import Image
-from test_checkpoint import Teaching
 from test_model import scramble
 
-from vitlab.checkpoint import load_checkpoint, load_weights, read_checkpoint, save_checkpoint, write_checkpoint
+from vitlab.checkpoint import load_checkpoint, read_checkpoint, write_checkpoint
 from vitlab.cli import UserError
 from vitlab.config import TrainConfig
 from vitlab.datasets import augment
@@ -222,56 +221,6 @@ def test_a_compiled_run_learns_the_same(tmp_path):
     assert set(read_checkpoint(tmp_path / "model/fast")["model"]) == set(
         read_checkpoint(tmp_path / "model/plain")["model"]
     )
-
-
-# --------------------------------------------------------------------------------------- fine-tuning
-
-
-def test_fine_tuning_starts_from_the_weights(tmp_path):
-    config = TrainConfig.create(dataset="cifar10", embed_dim=32, n_layers=2)
-    source = scramble(build_model(config))
-    known = dict(classes=["x"] * 10, mean=[0.5] * 3, std=[0.5] * 3, history=[])
-    save_checkpoint(tmp_path / "a.pt", source, config, **known)
-
-    same = build_model(dataclasses.replace(config))
-    lines = load_weights(same, tmp_path / "a.pt")
-    assert all(torch.equal(value, same.state_dict()[name]) for name, value in source.state_dict().items())
-    assert "fresh" not in "".join(lines)
-
-    other = TrainConfig.create(dataset="cifar100", embed_dim=32, n_layers=2, image_size=64)
-    model = build_model(other)
-    fresh = model.head.weight.clone()
-    lines = load_weights(model, tmp_path / "a.pt")
-    assert torch.equal(model.head.weight, fresh)
-    assert torch.equal(model.blocks[1].mlp.fc2.weight, source.blocks[1].mlp.fc2.weight)
-    expected = source.pos_embed[:, 1:].view(1, 8, 8, 32).permute(0, 3, 1, 2)
-    expected = F.interpolate(expected, size=(16, 16), mode="bicubic", antialias=True).flatten(2).mT
-    torch.testing.assert_close(model.pos_embed[:, 1:], expected)
-    words = "\n".join(lines)
-    assert "fresh: head.weight, head.bias" in words and "8 x 8 to 16 x 16" in words
-
-    wide = build_model(TrainConfig.create(dataset="cifar10", embed_dim=64))
-    with pytest.raises(UserError, match="same width"):
-        load_weights(wide, tmp_path / "a.pt")
-    heads = TrainConfig.create(dataset="digits", embed_dim=32, n_layers=2, num_heads=8, output_path=str(tmp_path / "o"))
-    heads.init_from, heads.model_path = str(tmp_path / "a.pt"), str(tmp_path / "m")
-    with pytest.raises(UserError, match="has 4 attention heads, not 8; give --num_heads 4"):
-        loop.fit(build_model(heads), load_data(heads), heads)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]  # nothing was begun
-
-
-def test_fine_tuning_from_the_teaching_layout(tmp_path):
-    theirs = scramble(Teaching())
-    torch.save(theirs.state_dict(), tmp_path / "theirs.pt")
-    flags = (
-        "--dataset digits --n_channels 3 --image_size 16 --patch_size 4 --embed_dim 24 --n_layers 2 --stem linear "
-        "--pool cls --head mlp --num_train_images 100 --epochs 1 --no_test"
-    ).split()
-    done = run("train.py", *flags, "--init_from", tmp_path / "theirs.pt", "-lr", 1e-9, "--min_lr", 0, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "34 of 34 tensors used" in done.stdout
-    after = load_checkpoint(tmp_path / "model/vit-layer2-16-digits").model
-    torch.testing.assert_close(after.blocks[0].mlp.fc1.weight, theirs.encoder[0].fc1.weight, atol=1e-4, rtol=0)
 
 
 # ------------------------------------------------------------------------------------------- logging

@@ -7,7 +7,6 @@ import pytest
 from conftest import assert_refused, loaded_modules, run
 from PIL import Image
 
-from vitlab.catalog import DEFAULT_MODEL
 from vitlab.checkpoint import load_checkpoint
 from vitlab.config import TrainConfig
 from vitlab.datasets.images import normalise
@@ -98,7 +97,6 @@ def test_flags_of_the_architecture_are_checked_not_needed(root):
 @pytest.mark.parametrize(
     "flags, words",
     [
-        ([], [DEFAULT_MODEL, "does not exist"]),
         (["--mode", "custom"], ["--image_path"]),
         (["--mode", "custom", "--image_path", "nowhere.png"], ["nowhere.png"]),
         (["--mode", "cifar100"], ["cifar100", "cifar-single"]),

@@ -169,6 +169,7 @@ def test_cifar_and_a_timm_file(cifar_root, tmp_path):
     )
     torch.save(theirs.state_dict(), tmp_path / "theirs.pt")
     args = ["--model_path", "theirs.pt", "--dataset", "cifar10", "--n_attention_heads", 3, "--data_path", cifar_root]
+    args += ["--pool", "cls"]
     done = run("visualize.py", "gif", *args, "--index", 21, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(frames(tmp_path / "attention_map_gif/cifar-index-21.gif")[0]) == 6

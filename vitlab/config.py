@@ -81,8 +81,8 @@ class ModelSettings:
     stem_depth: int = setting(1, "convolutions in each stage of a conv stem", low=1, high=100)
     pool: str = setting(
         "cls",
-        "the head sees CLS, the patches' mean, or one of learned weights",
-        choices=("cls", "mean", "seq"),
+        "the head sees CLS, the patches' mean (then normed, or of normed patches), or a learned mean",
+        choices=("cls", "mean", "normed_mean", "seq"),
     )
     head: str = setting("linear", "mlp: linear, tanh, linear", choices=("linear", "mlp"))
     norm_eps: float = setting(1e-6, "epsilon of the layer norms", above=0, high=1)
@@ -180,15 +180,8 @@ class TrainConfig(RunSettings, RecipeSettings, ModelSettings, DataSettings):  # 
 
     @classmethod
     def from_args(cls, argv: list[str] | None = None, groups: tuple[str, ...] = GROUPS, **parser_args) -> "TrainConfig":
-        """The config of a command line (None: of this process). `groups` are the groups of settings that have flags,
-        `parser_args` go to the Parser. Raises UserError as create does."""
-        parser = Parser(**parser_args)
-        parser.add_argument("--config", metavar="FILE.yaml", help="settings to start from")
-        for group in groups:
-            add_flags(parser.add_argument_group(group), in_groups(group))
-        flags = vars(parser.parse_args(argv))
-        file = flags.pop("config", None)
-        return cls.create(read_yaml(file) if file else {}, flags)
+        """The config of a command line, from what read_args gives. Raises UserError as create does."""
+        return cls.create(read_args(argv, groups, **parser_args))
 
     def _fill_in(self, info: DatasetInfo) -> None:
         """Defaults that depend on the data set or on other settings."""
@@ -287,16 +280,17 @@ def read_settings(raw: dict) -> dict:
     return settings
 
 
-def split_flags(flags: dict, run_names: Iterable[str]) -> tuple[dict, dict]:
-    """Sort the flags of a script that uses a checkpoint: (run_settings, expected); others are left out.
-
-    run_settings: the settings `run_names`, which say where and how to run, with their defaults filled in.
-    expected: what the user says that the checkpoint is: its data set and architecture.
-    """
-    run_names, checkpoint_names = tuple(run_names), ("dataset", *in_groups("model"))
-    given = read_settings({name: value for name, value in flags.items() if name in (*run_names, *checkpoint_names)})
-    expected = {name: given[name] for name in checkpoint_names if name in given}
-    return {name: given.get(name, SETTINGS[name].default) for name in run_names}, expected
+def read_args(argv: list[str] | None = None, groups: tuple[str, ...] = GROUPS, **parser_args) -> dict:
+    """The settings that a command line (None: of this process) gives, itself and in its --config file, by their field
+    names. `groups` are the groups of settings that have flags, `parser_args` go to the Parser. Raises UserError if one
+    is unknown or does not fit."""
+    parser = Parser(**parser_args)
+    parser.add_argument("--config", metavar="FILE.yaml", help="settings to start from")
+    for group in groups:
+        add_flags(parser.add_argument_group(group), in_groups(group))
+    flags = vars(parser.parse_args(argv))
+    file = flags.pop("config", None)
+    return {**read_settings(read_yaml(file) if file else {}), **read_settings(flags)}
 
 
 def add_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup, names: list[str] | tuple[str, ...]) -> None:

@@ -66,6 +66,7 @@ def timm_model(config: TrainConfig) -> nn.Module:
     model = VisionTransformer(
         **{name: getattr(config, name) for name in (*names, "qkv_bias", "attn_drop_rate")},
         global_pool="token" if config.pool == "cls" else "avg",
+        fc_norm=config.pool == "mean",
     )
     for block in model.blocks:
         block.mlp.drop1 = nn.Dropout(config.drop_rate)

@@ -60,7 +60,7 @@ def pool_weights(model: VisionTransformer, hidden: dict[str, torch.Tensor]) -> t
     """The weight of each token in what the head reads, B x N, rows summing to 1.
 
     hidden: what return_hidden gave. The weights are 1 for CLS and 0 for all others (pool "cls"), equal for all
-    patches ("mean"), or learned ("seq": Hassani et al., arXiv:2104.05704, equation 3).
+    patches ("mean", "normed_mean"), or learned ("seq": Hassani et al., arXiv:2104.05704, equation 3).
     """
     tokens = last_tokens(model, hidden)
     if model.pool == "seq":
@@ -75,7 +75,7 @@ def pool_weights(model: VisionTransformer, hidden: dict[str, torch.Tensor]) -> t
 
 def describe_pool(model: VisionTransformer) -> str:
     """The name of the pooled token in titles."""
-    return {"cls": "CLS", "mean": "the mean token", "seq": "the pooled token"}[model.pool]
+    return {"cls": "CLS", "seq": "the pooled token"}.get(model.pool, "the mean token")
 
 
 def attention_from(attention: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

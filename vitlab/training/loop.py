@@ -14,7 +14,7 @@ import yaml
 from torch import nn
 
 from model import VisionTransformer
-from vitlab.checkpoint import load_weights, read_checkpoint
+from vitlab.checkpoint import read_checkpoint
 from vitlab.cli import UserError
 from vitlab.config import SETTINGS, TrainConfig, changed_settings, flag
 from vitlab.datasets.splits import Splits
@@ -24,6 +24,7 @@ from vitlab.hardware import describe_hardware, find_device, pick_amp, try_compil
 from vitlab.models.registry import count_parameters
 from vitlab.training import tracking
 from vitlab.training.epoch import check_loss, train_one_epoch
+from vitlab.training.fine_tuning import load_weights
 from vitlab.training.finish import finish, finished_report
 from vitlab.training.optimizers import make_average, make_optimizers, warmup_cosine
 from vitlab.training.run_folder import (
@@ -158,7 +159,7 @@ def begin(
     resumed = find_resume(config)
     if not resumed:
         set_whitening(model, sets)
-    notes = load_weights(model, config.init_from) if config.init_from and not resumed else []
+    notes = load_weights(model, config.init_from, sets.classes) if config.init_from and not resumed else []
     if resumed:
         path, checkpoint = resumed
         continue_in(config, path)
