@@ -59,6 +59,7 @@ def result_cells(folder: Path) -> dict[str, str]:
         "test accuracy": f"{percent(test['accuracy'], 2)} %",
         "95 % interval": f"{percent(low)} to {percent(high)}",
         "loss": f"{test['loss']:.3f}",
+        "calibration error": f"{percent(test['calibration_error'])} %" if "calibration_error" in test else "",
         "train PFLOP": f"{report['train_pflop']:.3g}",
         "hardware": report["hardware"],
         "images/s": f"{report['images_per_second']:.0f}",

@@ -63,7 +63,7 @@ def test_every_cell_is_there_with_all_that_is_asked(compared, final):
         assert min(cell[name] for name in ("parameters", "flops", "images_per_second", "seconds")) > 0
         assert load_checkpoint(root / cell["checkpoint"]).config.model == cell["model"]
         for split in ("train", "val", "test"):
-            assert {"accuracy", "ci95", "loss", "f1_macro", "f1_weighted", "n"} == set(cell[split])
+            assert {"accuracy", "ci95", "loss", "calibration_error", "f1_macro", "f1_weighted", "n"} == set(cell[split])
     stored = torch.load(root / "output/comparison/final_results.pth", weights_only=True)
     assert stored["cells"] == final["cells"]
     for cell in final["cells"]:

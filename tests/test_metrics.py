@@ -19,8 +19,13 @@ def test_wilson_interval():
 
 def test_summary_and_table_and_confusion():
     labels, predictions = [0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 1, 0]
-    result = metrics.summary(labels, predictions, 0.5)
+    confidence = np.array([0.9, 0.9, 0.5, 0.9, 0.5, 0.9])
+    probabilities = np.full((6, 4), 0.0)
+    probabilities[np.arange(6), predictions] = confidence
+    probabilities[np.arange(6), 3 - np.array(predictions)] = 1 - confidence
+    result = metrics.summary(labels, probabilities, 0.5)
     f1 = [2 / 3, 4 / 5, 0]
+    assert result["calibration_error"] == pytest.approx((abs(4 * 0.9 - 3) + abs(2 * 0.5 - 1)) / 6)
     assert result["accuracy"] == pytest.approx(4 / 6) and result["n"] == 6 and result["loss"] == 0.5
     assert result["f1_macro"] == pytest.approx(sum(f1) / 3)
     assert result["f1_weighted"] == pytest.approx((3 * f1[0] + 2 * f1[1] + f1[2]) / 6)
@@ -30,6 +35,11 @@ def test_summary_and_table_and_confusion():
     assert rows[1] == {"class": "b", "precision": pytest.approx(2 / 3), "recall": 1.0, "f1": pytest.approx(0.8), "n": 2}
     assert rows[3]["n"] == 0
     assert metrics.confusion(labels, predictions, 3).tolist() == [[2, 1, 0], [0, 2, 0], [1, 0, 0]]
+
+
+def test_macro_f1_is_over_the_classes_of_the_labels():
+    result = metrics.summary([0, 0, 1, 1], np.eye(3)[[0, 0, 1, 2]], 0.5)  # class 2 is predicted and never true
+    assert result["f1_macro"] == pytest.approx((1 + 2 / 3) / 2)
 
 
 def test_bootstrap_over_seeds_and_images_knows_both_spreads():

@@ -87,6 +87,28 @@ def test_the_average_is_the_exponential_one(tmp_path):
     assert evaluate(model, load_data(TrainConfig.create(TINY)).val) == report["val"]
 
 
+def test_averaged_weights_get_batch_norm_statistics_of_their_own(tmp_path):
+    rest = dict(ema_decay=0.9, stem="conv", cutmix=1.0, drop_rate=0.1, batch_size=50, augment="affine")
+    contents, report, _ = fit(tmp_path, epochs=1, **rest)
+    config = TrainConfig.create(TINY, **rest)
+    model, sets = build_model(config), load_data(config)
+    model.load_state_dict(contents["model"])
+    stored = model.patch_embed.stages.norm0.running_mean.clone()
+    seen = [model.patch_embed.stages[:2](images).mean((0, 2, 3)) for images, _ in sets.train]  # not mixed
+    torch.testing.assert_close(stored, torch.stack(seen).mean(0))
+    assert (stored - contents["training"]["raw_model"]["patch_embed.stages.norm0.running_mean"]).abs().max() > 1e-3
+    assert evaluate(model, sets.val) == report["val"]
+
+
+def test_reported_numbers_are_float32_also_after_training_in_bfloat16(tmp_path):
+    paths = dict(output_path=str(tmp_path), model_path=str(tmp_path))
+    config = TrainConfig.create(TINY, epochs=1, amp="bf16", **paths)
+    sets = load_data(config)
+    report = loop.fit(build_model(config), sets, config)
+    model = load_checkpoint(config.checkpoint_folder / "best.pt").model
+    assert (evaluate(model, sets.val), evaluate(model, sets.test)) == (report["val"], report["test"])
+
+
 @pytest.mark.parametrize("args", [dict(optimizer="muon"), dict()])
 def test_adamw_and_muon_learn(tmp_path, args):
     contents, report, _ = fit(tmp_path, **{"epochs": 25, "learning_rate": 5e-3, **args})

@@ -160,8 +160,28 @@ def test_ctrl_c_leaves_a_usable_checkpoint(tmp_path):
 @pytest.mark.parametrize("epochs", [4, 5])
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, epochs):
     """One step an epoch; the weights are beyond use after the fourth, which may be the last."""
-    done = run("train.py", "--dataset", "digits", "--optimizer", "sgd", "-lr", 100, "--min_lr", 100, "--epochs", epochs,
-               "--batch_size", 5000, "--val_split", 0, "--warmup_epochs", 0.4, "--amp", "off", cwd=tmp_path)  # fmt: skip
+    done = run(
+        "train.py",
+        "--dataset",
+        "digits",
+        "--optimizer",
+        "sgd",
+        "-lr",
+        100,
+        "--min_lr",
+        100,
+        "--epochs",
+        epochs,
+        "--batch_size",
+        5000,
+        "--val_split",
+        0,
+        "--warmup_epochs",
+        0.4,
+        "--amp",
+        "off",
+        cwd=tmp_path,
+    )
     assert_refused(done, "the loss is", "step", "of epoch", "--learning_rate", "last.pt")
     state = read_checkpoint(tmp_path / "model/vit-layer4-8-digits/last.pt")
     assert all(value.isfinite().all() for value in state["model"].values())

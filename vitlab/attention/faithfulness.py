@@ -2,8 +2,7 @@
 Shapes as in maps.py."""
 
 import math
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -78,13 +77,11 @@ def measure_faithfulness(
     batches: Iterable[torch.Tensor],
     *,
     random_orders: int = 10,
-    autocast: Callable[[], AbstractContextManager] = nullcontext,
 ) -> dict[tuple[str, str], dict[str, torch.Tensor]]:
     """Removal curves of the predicted class in the orders of all maps, and, as "random", the mean curve of random
     orders: for each of CURVE_KINDS a dict, name of the map -> (images x points).
 
-    batches: normalised images, so that 0 is the mean colour of the training images. autocast: makes the
-    context in which the curves are computed; the maps are computed without it.
+    batches: normalised images, so that 0 is the mean colour of the training images.
     """
     generator = torch.Generator().manual_seed(0)
     curves = {key: {} for key in CURVE_KINDS}  # -> name -> list of B x points
@@ -99,7 +96,6 @@ def measure_faithfulness(
             removed = blur(images) if baseline == "blur" else torch.zeros_like(images)
             start, end = (images, removed) if kind == "deletion" else (removed, images)
             for name, several in orders.items():
-                with autocast():
-                    parts = [removal_curve(model, start, end, order, targets) for order in several]
+                parts = [removal_curve(model, start, end, order, targets) for order in several]
                 curves[baseline, kind].setdefault(name, []).append(torch.stack(parts).mean(0).cpu())
     return {key: {name: torch.cat(parts) for name, parts in by_map.items()} for key, by_map in curves.items()}

@@ -3,6 +3,7 @@
 Labels and predictions are int64 arrays of n class indices; shares are in 0..1.
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,29 +18,43 @@ def wilson_interval(correct: int, n: int) -> list[float]:
     return [float(interval.low), float(interval.high)]
 
 
-def summary(labels: ArrayLike, predictions: ArrayLike, loss: float) -> dict:
-    """The result on one split, as in reports: accuracy, ci95, loss, f1_macro, f1_weighted, n.
-    Macro F1 is the mean over the classes that occur."""
-    labels, predictions = np.asarray(labels), np.asarray(predictions)
-    correct, n = int((labels == predictions).sum()), len(labels)
-    f1 = {
-        average: float(precision_recall_fscore_support(labels, predictions, average=average, zero_division=0)[2])
-        for average in ("macro", "weighted")
-    }
+def summary(labels: ArrayLike, probabilities: ArrayLike, loss: float) -> dict:
+    """The result on one split, as in reports: accuracy, ci95, loss, calibration_error, f1_macro, f1_weighted, n.
+
+    labels n, probabilities n x C, loss: the mean cross-entropy. Macro F1 is the mean over the classes of the labels.
+    """
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
+    predictions, n = probabilities.argmax(-1), len(labels)
+    right = labels == predictions
+    scores = functools.partial(precision_recall_fscore_support, labels, predictions, zero_division=0)
+    f1 = {average: float(scores(labels=np.unique(labels), average=average)[2]) for average in ("macro", "weighted")}
     return {
-        "accuracy": correct / n,
-        "ci95": wilson_interval(correct, n),
+        "accuracy": int(right.sum()) / n,
+        "ci95": wilson_interval(int(right.sum()), n),
         "loss": float(loss),
+        "calibration_error": calibration_error(right, probabilities.max(-1)),
         "f1_macro": f1["macro"],
         "f1_weighted": f1["weighted"],
         "n": n,
     }
 
 
+def calibration_error(right: ArrayLike, confidence: ArrayLike, *, bins: int = 15) -> float:
+    """The expected calibration error: how far confidence is from accuracy, 0..1, on average over the images in bins
+    of equal width (Guo et al., arXiv:1706.04599, equation 3).
+
+    right: n, whether the likeliest class is the true one. confidence: n, its probability.
+    """
+    place = np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
+    excess = np.bincount(place, weights=np.asarray(confidence) - np.asarray(right))  # summed over each bin's images
+    return float(np.abs(excess).sum() / len(place))
+
+
 def running(accuracy: float, loss: float, n: int) -> dict:
     """The result on the training images, from running averages over the last epoch. The weights changed
-    meanwhile, so there is no interval."""
-    return {"accuracy": accuracy, "ci95": None, "loss": loss, "f1_macro": None, "f1_weighted": None, "n": n}
+    meanwhile, so there is no more than that."""
+    unknown = dict.fromkeys(("ci95", "calibration_error", "f1_macro", "f1_weighted"))
+    return {"accuracy": accuracy, "loss": loss, **unknown, "n": n}
 
 
 def per_class(labels: ArrayLike, predictions: ArrayLike, classes: Sequence[str]) -> list[dict]:

@@ -13,31 +13,30 @@ from torch import nn
 from tqdm import tqdm
 
 from vitlab.evaluation import metrics
-from vitlab.hardware import autocast, describe_hardware
+from vitlab.hardware import describe_hardware
 from vitlab.models.registry import count_parameters, train_pflop
 
 
 @torch.inference_mode()
-def predict_all(
-    model: nn.Module, batches: Iterable, amp: torch.dtype | None = None, title: str = "evaluate"
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(labels n, logits n x C) of all images, on the CPU. The model runs in eval mode, then gets its mode back."""
+def predict_all(model: nn.Module, batches: Iterable, title: str = "evaluate") -> tuple[torch.Tensor, torch.Tensor]:
+    """(labels n, logits n x C) of all images, on the CPU. The model runs in eval mode, then gets its mode back.
+
+    It runs in its own dtype, float32, also where training is in bfloat16: the result must not depend on the machine.
+    """
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     labels, logits = [], []
     for images, targets in tqdm(batches, desc=title, leave=False, disable=None, unit="batch"):
-        with autocast(device, amp):
-            out = model(images.to(device))
         labels.append(targets)
-        logits.append(out.float())
+        logits.append(model(images.to(device)))
     model.train(was_training)
     return torch.cat(labels).cpu(), torch.cat(logits).cpu()
 
 
-def evaluate(model: nn.Module, batches: Iterable, amp: torch.dtype | None = None, title: str = "evaluate") -> dict:
+def evaluate(model: nn.Module, batches: Iterable, title: str = "evaluate") -> dict:
     """Accuracy, loss and F1 of a model on a split (metrics.summary)."""
-    labels, logits = predict_all(model, batches, amp, title)
-    return metrics.summary(labels, logits.argmax(-1), F.cross_entropy(logits, labels))
+    labels, logits = predict_all(model, batches, title)
+    return metrics.summary(labels, logits.softmax(-1), F.cross_entropy(logits, labels))
 
 
 def git_commit() -> str | None:

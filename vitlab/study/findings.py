@@ -123,7 +123,7 @@ def ensemble_row(row: Row, runs: list[dict], predictions: Predictions) -> Result
     """The row of a seeds' ensemble: the mean of their probabilities judges, and their costs add up."""
     mean, labels = predictions.probabilities.mean(axis=0), predictions.labels[0]
     loss = -np.log(mean[np.arange(len(labels)), labels].clip(1e-7)).mean()
-    test = metrics.summary(labels, mean.argmax(-1), loss)
+    test = metrics.summary(labels, mean, loss)
     members = len(predictions.seeds)
     single = result_row(f"{row.title}, ensemble of {members} seeds", row, "ensemble", runs)
     return dataclasses.replace(

@@ -21,7 +21,7 @@ from vitlab.datasets.splits import load_data
 from vitlab.evaluation import metrics
 from vitlab.evaluation.report import predict_all
 from vitlab.files import replacing, writable_folder, write_json
-from vitlab.hardware import find_device, pick_amp
+from vitlab.hardware import find_device
 from vitlab.models.registry import build_model, count_flops, count_parameters
 from vitlab.study.design import Cell, Study
 from vitlab.study.plan import check_folder, check_sizes, finished_result, plan, recorded_settings, trials
@@ -150,7 +150,7 @@ def run_cell(cell: Cell) -> dict:
     report = fit(model, load_data(config, splits=("train", "val")), config)
     if cell.test:
         labels, logits = predict(config, "test")
-        report["test"] = metrics.summary(labels, logits.argmax(-1), F.cross_entropy(logits, labels))
+        report["test"] = metrics.summary(labels, logits.softmax(-1), F.cross_entropy(logits, labels))
         write_json(config.output_folder / "report.json", report)
     elif cell.kind == "seed" and report["val"]:
         predict(config, "val")
@@ -180,8 +180,7 @@ def predict(config: TrainConfig, split: str) -> tuple[torch.Tensor, torch.Tensor
     probabilities are written to SPLIT.npz in its folder."""
     checkpoint = load_checkpoint(config.checkpoint_folder / "best.pt", device=find_device(config.device))
     batches = getattr(load_data(config, splits=(split,), mean=checkpoint.mean, std=checkpoint.std), split)
-    amp = pick_amp(batches.labels.device, config.amp)
-    labels, logits = predict_all(checkpoint.model, batches, amp, split)
+    labels, logits = predict_all(checkpoint.model, batches, split)
     arrays = {
         "labels": labels.numpy().astype(np.int16),
         "predictions": logits.argmax(-1).numpy().astype(np.int16),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
+from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from vitlab.cli import UserError
@@ -15,7 +16,7 @@ from vitlab.datasets.augment import make_mix
 from vitlab.datasets.splits import Splits
 from vitlab.hardware import autocast
 from vitlab.training.optimizers import accumulation, optimizer_step, set_learning_rate
-from vitlab.training.state import Progress, Run
+from vitlab.training.state import Run, generator_states, set_generator_states
 from vitlab.training.stopping import Stopped
 
 
@@ -32,7 +33,9 @@ def train_one_epoch(run: Run, sets: Splits, stop: Callable[[], int]) -> tuple[fl
     run.model.train()
 
     with tqdm(total=steps, initial=progress.step, desc=title, leave=False, disable=None, unit="batch") as bar:
-        for step, (images, labels) in enumerate(batches_from(sets.train, progress), start=progress.step):
+        for step, (images, labels) in enumerate(
+            batches_from(sets.train, progress.epoch, progress.step), start=progress.step
+        ):
             rate = set_learning_rate(run.optimizers, run.schedule(progress.epoch * steps + step))
 
             images, labels = images.to(device), labels.to(device)  # those of load_data are there already
@@ -145,10 +148,19 @@ def log_step(run: Run, meter: Meter, step: int, loss: torch.Tensor, rate: float)
         )
 
 
-def batches_from(batches: Iterable, progress: Progress) -> Iterable:
-    """The batches of the epoch from progress.step on. Ours can start anywhere; of other iterables the first batches
+def batches_from(batches: Iterable, epoch: int, start: int = 0) -> Iterable:
+    """The batches of an epoch from number `start` on. Ours can start anywhere; of other iterables the first batches
     are drawn and dropped."""
     if hasattr(batches, "set_epoch"):
-        batches.set_epoch(progress.epoch, progress.step)
+        batches.set_epoch(epoch, start)
         return batches
-    return itertools.islice(batches, progress.step, None)
+    return itertools.islice(batches, start, None)
+
+
+def measure_batch_norm(run: Run, sets: Splits, batches: int = 20) -> None:
+    """Give averaged weights batch-norm statistics of their own, of so many batches of the epoch (Izmailov et al.,
+    arXiv:1803.05407, section 3.3). Until then they have those of the raw weights, on mixed images if the run mixes."""
+    if run.average:
+        states = generator_states(run.device)  # dropout must not draw from what training draws from
+        update_bn(itertools.islice(batches_from(sets.train, run.progress.epoch), batches), run.average, run.device)
+        set_generator_states(states, run.device)

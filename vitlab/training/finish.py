@@ -18,7 +18,7 @@ def finish(run: Run, sets: Splits, snapshots: Snapshots) -> dict:
     config, progress = run.config, run.progress
     best = config.checkpoint_folder / "best.pt"
     run.evaluated.load_state_dict(read_checkpoint(best)["model"])
-    test = evaluate(run.evaluated, sets.test, run.amp, "test") if sets.test and not config.no_test else None
+    test = evaluate(run.evaluated, sets.test, "test") if sets.test and not config.no_test else None
 
     row = progress.history[progress.best_epoch - 1]
     training_seconds = sum(row["seconds"] for row in progress.history)

@@ -23,7 +23,7 @@ from vitlab.files import write_text
 from vitlab.hardware import describe_hardware, find_device, pick_amp, try_compile
 from vitlab.models.registry import count_parameters
 from vitlab.training import tracking
-from vitlab.training.epoch import check_loss, train_one_epoch
+from vitlab.training.epoch import check_loss, measure_batch_norm, train_one_epoch
 from vitlab.training.fine_tuning import load_weights
 from vitlab.training.finish import finish, finished_report
 from vitlab.training.optimizers import make_average, make_optimizers, warmup_cosine
@@ -104,7 +104,8 @@ def fit(
     with contextlib.closing(run.tracker), stop_at_signal() as stop:
         while not progress.is_over(config):
             train_loss, train_accuracy = train_one_epoch(run, sets, stop)
-            val = evaluate(run.evaluated, sets.val, run.amp, "validate") if sets.val else None
+            measure_batch_norm(run, sets)
+            val = evaluate(run.evaluated, sets.val, "validate") if sets.val else None
             if val:
                 check_loss(run, val["loss"], "on the validation images")
             row = {

@@ -18,7 +18,6 @@ from vitlab.checkpoint import read_checkpoint
 from vitlab.cli import UserError
 from vitlab.evaluation import metrics
 from vitlab.files import write_json
-from vitlab.hardware import autocast, pick_amp
 from vitlab.pictures import canvas, figures
 from vitlab.pictures.tiles import enlarge, mark, shade
 from vitlab.views.view import View, patch_steps
@@ -101,9 +100,8 @@ def draw_training(view: View) -> list[Path]:
 def draw_faithfulness(view: View) -> list[Path]:
     """Deletion and insertion curves of all maps against random orders: a table, a figure and the numbers."""
     images, _ = view.test_images(low=2, default=300)
-    amp = pick_amp(images.device, "auto")
     batches = tqdm(images.split(50), leave=False, disable=None, unit="batch")
-    curves = measure_faithfulness(view.model, batches, autocast=lambda: autocast(images.device, amp))
+    curves = measure_faithfulness(view.model, batches)
     rows = faithfulness_rows(curves)
     print_faithfulness(rows)
     means = {key: {name: values.mean(0).tolist() for name, values in by_map.items()} for key, by_map in curves.items()}

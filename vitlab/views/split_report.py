@@ -13,7 +13,6 @@ from vitlab.datasets.splits import load_data
 from vitlab.evaluation import metrics
 from vitlab.evaluation.report import make_report, predict_all
 from vitlab.files import write_json
-from vitlab.hardware import pick_amp
 from vitlab.pictures import figures
 
 MANY_CLASSES = 20  # of more the confusion matrix is not printed
@@ -24,12 +23,11 @@ def report_split(checkpoint: Checkpoint, config: TrainConfig, folder: Path) -> N
     began = time.perf_counter()
     batches = load_data(config, splits=("test",), mean=checkpoint.mean, std=checkpoint.std).test
     device = batches.labels.device
-    amp = pick_amp(device, "off" if config.amp == "off" else "auto")  # the run's own may not suit this device
-    labels, logits = predict_all(checkpoint.model, batches, amp, "test")
+    labels, logits = predict_all(checkpoint.model, batches, "test")
     seconds = time.perf_counter() - began
 
     predictions, classes = logits.argmax(-1), checkpoint.classes
-    result = metrics.summary(labels, predictions, F.cross_entropy(logits, labels))
+    result = metrics.summary(labels, logits.softmax(-1), F.cross_entropy(logits, labels))
     per_class = metrics.per_class(labels, predictions, classes)
     counts = metrics.confusion(labels, predictions, len(classes))
     print_per_class(per_class)
@@ -37,7 +35,8 @@ def report_split(checkpoint: Checkpoint, config: TrainConfig, folder: Path) -> N
     low, high = result["ci95"]
     print(
         f"\ntest accuracy {result['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), loss {result['loss']:.4f}, "
-        f"F1 macro {result['f1_macro']:.4f}, weighted {result['f1_weighted']:.4f}, {result['n']} images"
+        f"calibration error {result['calibration_error']:.4f}, F1 macro {result['f1_macro']:.4f}, "
+        f"weighted {result['f1_weighted']:.4f}, {result['n']} images"
     )
     print(figures.plot_confusion_matrix(counts, classes, folder / "confusion_matrix.png"))
     report = make_report(
