@@ -104,8 +104,8 @@ def comparison_note(rows: list[ResultRow]) -> str:
     note += " In parentheses 95 % intervals, of a single training over the images"
     if any(len(row.cells) > 1 for row in rows):
         note += (
-            ", of several over images and seeds by the bootstrap, which makes them too narrow where the seeds are as "
-            "few as two or three; ± standard deviations over the trainings"
+            ", of several over images and seeds by the bootstrap, too narrow for two or three seeds that differ by "
+            "more than a point; ± standard deviations over the trainings"
         )
     seeds = [row.vs.seeds for row in rows if row.vs]
     if seeds:
