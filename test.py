@@ -2,12 +2,12 @@
 
     python test.py                                                     # the whole test split
     python test.py --mode cifar-single --index 7                       # one image of it
-    python test.py --mode custom --image_path FILE-OR-FOLDER           # your own images
+    python test.py --image_path FILE-OR-FOLDER                         # your own images
     python test.py --model_path model/vit-plain-cpu-32-cifar10         # of another run, or any .pt file
 
 Architecture, classes and normalisation come from the checkpoint. Foreign files (a plain state dict
-of the teaching layout, or of timm's VisionTransformer) may need --dataset, --n_attention_heads or
---pool. Writes output/NAME/test/.
+of the teaching layout, or of timm's VisionTransformer) may need --pool, --n_attention_heads, --mean and
+--std, and --dataset or --classes. Writes output/NAME/test/.
 """
 
 import argparse
@@ -27,22 +27,26 @@ def parse_args() -> tuple[argparse.Namespace, dict, dict]:
     """args, run_settings, expected: this script's own flags, where and how to run, and what the user says that the
     checkpoint is."""
     parser = Parser(description=__doc__)
-    parser.add_argument("--mode", default="cifar", help="cifar (default: the whole test split), cifar-single or custom")
+    parser.add_argument("--mode", help="cifar (default: the whole test split), cifar-single or custom")
     parser.add_argument(
         "--index", type=whole_number("--index"), help="cifar-single: which test image, from 0 (default: 1)"
     )
-    parser.add_argument("--image_path", metavar="PATH", help="custom: an image, or a folder of images")
+    parser.add_argument("--image_path", metavar="PATH", help="an image, or a folder of images: --mode custom")
     parser.add_argument("--model_path", default=DEFAULT_MODEL, help="a checkpoint or run folder (default: %(default)s)")
     parser.add_argument("--no_image", action="store_true", help="do not open the picture (it is saved all the same)")
+    parser.add_argument("--no_pictures", action="store_true", help="write no picture of each image, only the numbers")
     add_flags(parser, RUN_SETTINGS)
     add_checkpoint_flags(parser)
     args = parser.parse_args()
 
+    args.mode = args.mode or ("custom" if args.image_path else "cifar")
     if args.mode not in ("cifar", "cifar-single", "custom"):
         raise UserError(f"--mode {args.mode!r}: choose cifar, cifar-single or custom")
     for name, mode in (("index", "cifar-single"), ("image_path", "custom")):
         if getattr(args, name) is not None and args.mode != mode:
             raise UserError(f"--{name} is of --mode {mode}, not {args.mode}; give that, or leave it out")
+    if args.no_pictures and args.mode == "cifar":
+        raise UserError("--no_pictures is of --mode custom and cifar-single, not cifar; leave it out")
     if args.mode == "custom" and not args.image_path:
         raise UserError("--mode custom needs --image_path FILE-OR-FOLDER")
     if args.index is None:
@@ -82,11 +86,12 @@ def main() -> int:
         return 0
     is_vit = isinstance(model, VisionTransformer)
     explain = predictions.explain_by_attention if is_vit else predictions.explain_by_grad_cam
+    explain = None if args.no_pictures else explain
+    unreadable = []
     if args.mode == "cifar-single":
         image, label = test_image(config, args.index)
         label = checkpoint.classes[label]
-        picture = predictions.predict_test_image(checkpoint, image, label, args.index, folder, explain)
-        pictures, unreadable = [picture], []
+        pictures = predictions.predict_test_image(checkpoint, image, label, args.index, folder, explain)
     else:
         pictures, unreadable = predictions.predict_files(checkpoint, args.image_path, folder / "custom", explain)
     for line in unreadable:

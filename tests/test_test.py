@@ -1,12 +1,15 @@
 """test.py: its three modes on a model that train.py made, and what it refuses."""
 
+import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import assert_refused, loaded_modules, run
 from PIL import Image
 
+from vitlab.catalog import DEFAULT_MODEL
 from vitlab.checkpoint import load_checkpoint
 from vitlab.config import TrainConfig
 from vitlab.datasets.images import normalise
@@ -81,10 +84,48 @@ def test_my_own_images_and_a_bad_one_among_them(root, tmp_path):
     for i in range(3):
         assert (output(root) / f"custom/digit{i}.png.png").exists()
 
-    alone = run("test.py", *MODEL, "--mode", "custom", "--image_path", tmp_path / "digit0.png", "--no_image", cwd=root)
+    first = (output(root) / "custom/predictions.csv").read_bytes()
+    alone = run("test.py", *MODEL, "--image_path", tmp_path / "digit0.png", "--no_image", cwd=root)
+    assert (output(root) / "custom/predictions.csv").read_bytes() == first
+    assert (output(root) / "custom-2/predictions.csv").exists()
     assert alone.returncode == 0 and alone.stdout.splitlines()[0].startswith(f"{tmp_path / 'digit0.png'}: ")
     refused = run("test.py", *MODEL, "--mode", "custom", "--image_path", tmp_path / "broken.jpg", cwd=root)
     assert_refused(refused, "broken.jpg", "cannot be read")
+    assert not (output(root) / "custom-3").exists()
+
+
+def test_many_images_are_predicted_in_batches(root, tmp_path):
+    """As one by one, into predictions.csv and predictions.json; without pictures, if so asked."""
+    digits, _ = read_digits(None, train=True)
+    for i in range(300):
+        Image.fromarray(digits[i, 0].numpy()).save(tmp_path / f"{i:03}.png")
+    done = run("test.py", *MODEL, "--image_path", tmp_path, "--no_pictures", "--output_path", tmp_path / "o", cwd=root)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "o/vit-layer4-8-digits/test/custom"
+    assert sorted(path.name for path in folder.iterdir()) == ["predictions.csv", "predictions.json"]
+    assert f"{folder / 'predictions.csv'}" in done.stdout
+    rows = list(csv.DictReader((folder / "predictions.csv").open(encoding="utf-8")))
+    columns = [f"{name}_{place}" for place in range(2, 6) for name in ("class", "probability")]
+    assert list(rows[0]) == ["path", "class", "probability", *columns] and len(rows) == 300
+    checkpoint = load_checkpoint(root / "model/vit-layer4-8-digits")
+    for row, told in zip(rows, json.loads((folder / "predictions.json").read_text())):
+        assert row["path"] == told["image"] and row["class_5"] == told["top"][4]["class"]
+    for i in (0, 127, 128, 299):
+        ((name, probability), *_) = checkpoint.predict(tmp_path / f"{i:03}.png")
+        assert rows[i]["path"] == str(tmp_path / f"{i:03}.png") and rows[i]["class"] == name
+        assert float(rows[i]["probability"]) == pytest.approx(probability, abs=1e-5)
+    both = checkpoint.predict([str(tmp_path / "000.png"), Image.open(tmp_path / "299.png")], top=1)
+    assert [guesses[0][0] for guesses in both] == [rows[0]["class"], rows[299]["class"]]
+
+
+def test_the_shipped_model_is_found_from_any_folder(tmp_path):
+    Image.effect_noise((40, 40), 60).save(tmp_path / "a.png")
+    done = run("test.py", "--image_path", "a.png", "--no_image", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "output" / Path(DEFAULT_MODEL).name / "test/custom/a.png.png").exists()
+    done = run("visualize.py", "rollout", "--image_path", "a.png", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_refused(run("test.py", "--model_path", "model/no", cwd=tmp_path), "model/no does not exist")
 
 
 def test_flags_of_the_architecture_are_checked_not_needed(root):
@@ -104,7 +145,9 @@ def test_flags_of_the_architecture_are_checked_not_needed(root):
         ([*MODEL, "--mode", "cifar-single", "--index", -1], ["-1", "whole number from 0"]),
         ([*MODEL, "--mode", "cifar-single", "--index", "one"], ["one", "whole number"]),
         ([*MODEL, "--index", 3], ["--index", "cifar-single", "not cifar"]),
-        ([*MODEL, "--image_path", "x.png"], ["--image_path", "--mode custom", "not cifar"]),
+        ([*MODEL, "--image_path", "x.png"], ["x.png", "does not exist"]),
+        ([*MODEL, "--mode", "cifar", "--image_path", "x.png"], ["--image_path", "--mode custom", "not cifar"]),
+        ([*MODEL, "--no_pictures"], ["--no_pictures", "custom"]),
         ([*MODEL, "--device", "tpu"], ["tpu", "cpu"]),
         ([*MODEL, "--num_test_images", 361], ["361", "360"]),
         ([*MODEL, "--output_path", "model/vit-layer4-8-digits/best.pt"], ["--output_path"]),

@@ -1,6 +1,8 @@
 """Files are written next to their place and then renamed into it, so that an error never leaves half a file."""
 
 import contextlib
+import csv
+import itertools
 import json
 import os
 import tempfile
@@ -44,10 +46,36 @@ def writable_folder(folder: Path, flag: str) -> Path:
     return folder
 
 
+def new_folder(folder: Path) -> Path:
+    """Make a folder that was not there, FOLDER or else FOLDER-2, FOLDER-3, ..., and return it. Of several processes
+    each gets one of its own. Raises UserError if none can be made."""
+    for number in itertools.count(1):
+        made = folder.with_name(f"{folder.name}-{number}") if number > 1 else folder
+        try:
+            made.mkdir(parents=True)
+            return made
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(
+                f"{made} cannot be made ({error.strerror or error}); choose another --output_path"
+            ) from None
+
+
 def write_text(path: str | Path, text: str) -> Path:
     """Write a text file in UTF-8 and return its path. Raises UserError as replacing does."""
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def write_csv(path: str | Path, rows: list[dict]) -> Path:
+    """Write a CSV file in UTF-8, its columns the keys of the first row, and return its path. Raises UserError as
+    replacing does."""
+    with replacing(path) as part, open(part, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
     return Path(path)
 
 

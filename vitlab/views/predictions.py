@@ -1,6 +1,7 @@
 """What a model says about single images: printed, drawn next to what it looked at, and as numbers for a JSON file."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -8,9 +9,9 @@ from PIL import Image
 
 from vitlab.attention.attribution import grad_cam
 from vitlab.attention.maps import describe_pool, look, to_grid
-from vitlab.checkpoint import Checkpoint
+from vitlab.checkpoint import BATCH_SIZE, Checkpoint
 from vitlab.datasets import images
-from vitlab.files import write_json
+from vitlab.files import new_folder, write_csv, write_json
 from vitlab.models.registry import cam_layer
 from vitlab.pictures import figures
 
@@ -34,47 +35,82 @@ def explain_by_grad_cam(checkpoint: Checkpoint, batch: torch.Tensor) -> tuple[to
     return logits, evidence, "Grad-CAM"
 
 
-def predict_image(
-    checkpoint: Checkpoint, image: Image.Image, name: str, picture: Path, explain: Explain, *, label: str | None = None
-) -> dict:
-    """Print the likeliest classes of an image, and write `picture`: the image next to its map. Returns the numbers.
-
-    label: the true class of a test image; such an image is drawn in the size that the model sees.
-    """
-    logits, values, map_title = explain(checkpoint, checkpoint.batch(image))
-    likeliest = checkpoint.name(logits[0])
-    print(f"{name}: {', '.join(f'{guess} {probability:.4f}' for guess, probability in likeliest)}")
-    title, side = f"{likeliest[0][0]} {likeliest[0][1]:.1%}", max(224, checkpoint.model.img_size)
-    if label is not None:
-        print(f"true class: {label}")
-        title, side = f"{title} (true: {label})", checkpoint.model.img_size
-    figures.plot_prediction(images.square(image, side), values, title, picture, label=map_title)
+def draw_prediction(
+    checkpoint: Checkpoint, batch: torch.Tensor, image: Image.Image, title: str, picture: Path, explain: Explain
+) -> None:
+    """Write `picture`: the square image next to its map."""
+    _, values, map_title = explain(checkpoint, batch)
+    figures.plot_prediction(image, values, title, picture, label=map_title)
     print(picture)
-    top = [{"class": guess, "probability": probability} for guess, probability in likeliest]
+
+
+def row_of(name: str, guesses: Sequence[tuple[str, float]], label: str | None = None) -> dict:
+    """Print an image's likeliest classes; returns them for a JSON file. label: the true class of a test image."""
+    print(f"{name}: {', '.join(f'{guess} {probability:.4f}' for guess, probability in guesses)}")
+    top = [{"class": guess, "probability": probability} for guess, probability in guesses]
     return {"image": name, "true": label, "top": top}
 
 
 def predict_test_image(
-    checkpoint: Checkpoint, image: Image.Image, label: str, index: int, folder: Path, explain: Explain
-) -> Path:
-    """Predict test image number `index`, of the true class `label`, and write index-N.png and index-N.json into
-    `folder`. Returns the picture."""
-    picture = folder / f"index-{index}.png"
-    prediction = predict_image(checkpoint, image, f"index {index}", picture, explain, label=label)
-    print(write_json(picture.with_suffix(".json"), prediction))
-    return picture
+    checkpoint: Checkpoint, image: Image.Image, label: str, index: int, folder: Path, explain: Explain | None
+) -> list[Path]:
+    """Predict test image number `index`, of the true class `label`, and write index-N.png (unless explain is None) and
+    index-N.json into `folder`. Returns the picture in a list."""
+    batch, pictures = checkpoint.batch(image), []
+    with torch.inference_mode():
+        guesses = checkpoint.name(checkpoint.model(batch)[0])
+    row = row_of(f"index {index}", guesses, label)
+    print(f"true class: {label}")
+    if explain:
+        pictures = [folder / f"index-{index}.png"]
+        title = f"{guesses[0][0]} {guesses[0][1]:.1%} (true: {label})"
+        seen = images.square(image, checkpoint.model.img_size)
+        draw_prediction(checkpoint, batch, seen, title, pictures[0], explain)
+    print(write_json(folder / f"index-{index}.json", row))
+    return pictures
 
 
-def predict_files(checkpoint: Checkpoint, path: str, folder: Path, explain: Explain) -> tuple[list[Path], list[str]]:
-    """Predict an image file, or all images in a folder, and write pictures and predictions.json into `folder`.
+def predict_files(
+    checkpoint: Checkpoint, path: str, folder: Path, explain: Explain | None
+) -> tuple[list[Path], list[str]]:
+    """Predict an image file, or all images in a folder, in batches. Writes predictions.csv, predictions.json and
+    (unless explain is None) a picture of each image into a new folder: `folder`, or if it is there FOLDER-2, ...
 
     Returns the pictures, and a line about each file of a folder that could not be read. If the path is a single file
     that cannot be read, raises UserError.
     """
-    pictures, predictions, unreadable = [], [], []
-    for file, image in images.open_images(path, unreadable):
-        pictures.append(folder / f"{file.name}.png")
-        predictions.append(predict_image(checkpoint, image, str(file), pictures[-1], explain))
-    if predictions:
-        print(write_json(folder / "predictions.json", predictions))
+    root = Path(path) if Path(path).is_dir() else Path(path).parent
+    side = max(224, checkpoint.model.img_size)
+    rows, pictures, unreadable = [], [], []
+    prepared = (  # an image of many pixels is not kept
+        (file, checkpoint.batch(image), images.square(image, side) if explain else None)
+        for file, image in images.open_images(path, unreadable)
+    )
+    while chunk := list(itertools.islice(prepared, BATCH_SIZE)):
+        folder = folder if rows else new_folder(folder)
+        with torch.inference_mode():
+            logits = checkpoint.model(torch.cat([batch for _, batch, _ in chunk]))
+        for (file, batch, image), values in zip(chunk, logits):
+            guesses = checkpoint.name(values)
+            rows.append(row_of(str(file), guesses))
+            if explain:
+                pictures.append(folder / f"{file.relative_to(root)}.png")
+                title = f"{guesses[0][0]} {guesses[0][1]:.1%}"
+                draw_prediction(checkpoint, batch, image, title, pictures[-1], explain)
+    if rows:
+        print(write_csv(folder / "predictions.csv", table(rows)))
+        print(write_json(folder / "predictions.json", rows))
     return pictures, unreadable
+
+
+def table(rows: Sequence[dict]) -> list[dict]:
+    """Rows of predictions.csv: path, class, probability, and the next likeliest as class_2, probability_2, ..."""
+    return [
+        {"path": row["image"]}
+        | {
+            f"{name}_{place}" if place > 1 else name: guess[name]
+            for place, guess in enumerate(row["top"], 1)
+            for name in ("class", "probability")
+        }
+        for row in rows
+    ]
