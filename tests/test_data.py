@@ -24,7 +24,7 @@ from vitlab.config import TrainConfig
 from vitlab.datasets import cifar
 from vitlab.datasets.augment import crop_and_flip, grey
 from vitlab.datasets.cifar import download_cifar, read_cifar
-from vitlab.datasets.images import as_channels, normalise, open_image, resize, square, to_pixels
+from vitlab.datasets.images import as_channels, normalise, resize, square, to_pixels
 from vitlab.datasets.splits import load_data
 from vitlab.datasets.splits import test_image as official_image
 
@@ -329,86 +329,3 @@ def test_git_ignores_data_as_a_folder_and_as_a_link(tmp_path):
     assert git("check-ignore", "--no-index", "data").strip() == "data"
     git("add", "--all")
     assert git("ls-files").split() == [".gitignore", "vitlab/data/module.py"]  # a link hides the README, no more
-
-
-# ------------------------------------------------------------------------------------ single images
-
-
-def quarters(mode="RGB"):
-    """40 x 20: red and green on top, blue and white below."""
-    image = Image.new("RGB", (40, 20))
-    for colour, place in (("red", (0, 0)), ("lime", (20, 0)), ("blue", (0, 10)), ("white", (20, 10))):
-        image.paste(colour, (*place, place[0] + 20, place[1] + 10))
-    return image.convert(mode)
-
-
-def corners(image):
-    w, h = image.size
-    return [image.getpixel(place) for place in ((2, 2), (w - 3, 2), (2, h - 3), (w - 3, h - 3))]
-
-
-RED, LIME, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
-
-
-def close(ours, expected, by=3):
-    return np.abs(np.array(ours, dtype=int) - np.array(expected)).max() <= by
-
-
-@pytest.mark.parametrize("mode, suffix", [("RGB", "png"), ("P", "png"), ("RGB", "bmp"), ("CMYK", "tif")])
-def test_every_kind_of_image_is_read_as_rgb(tmp_path, mode, suffix):
-    path = tmp_path / f"a.{suffix}"
-    quarters().quantize(8).save(path) if mode == "P" else quarters(mode).save(path)
-    image = open_image(path)
-    assert image.mode == "RGB" and close(corners(image), [RED, LIME, BLUE, WHITE])
-
-
-def test_exif_rotation_is_applied(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # stored turned: to be shown rotated a quarter clockwise
-    quarters().save(tmp_path / "a.png", exif=exif)
-    image = open_image(tmp_path / "a.png")
-    assert image.size == (20, 40) and close(corners(image), [BLUE, RED, WHITE, LIME])
-
-
-def test_transparency_is_put_on_white(tmp_path):
-    image = quarters("RGBA")
-    image.putalpha(Image.new("L", image.size, 0))
-    image.save(tmp_path / "a.png")
-    assert close(corners(open_image(tmp_path / "a.png")), 4 * [WHITE])
-    palette = quarters().quantize(4)
-    palette.save(tmp_path / "b.gif", transparency=palette.getpixel((2, 2)))
-    assert close(corners(open_image(tmp_path / "b.gif")), [WHITE, LIME, BLUE, WHITE])
-
-
-def test_sixteen_bits_are_scaled_and_the_first_frame_is_taken(tmp_path):
-    values = np.array([[0, 257 * 100], [257 * 200, 65535]], dtype=np.uint16)
-    Image.fromarray(values).save(tmp_path / "a.png")
-    image = open_image(tmp_path / "a.png")
-    assert [image.getpixel((x, y)) for y in (0, 1) for x in (0, 1)] == [(v, v, v) for v in (0, 100, 200, 255)]
-    quarters().save(tmp_path / "b.gif", save_all=True, append_images=[Image.new("RGB", (40, 20), "black")])
-    assert close(corners(open_image(tmp_path / "b.gif")), [RED, LIME, BLUE, WHITE])
-
-
-def test_short_side_is_fitted_antialiased_and_the_middle_kept():
-    stripes = np.zeros((100, 300, 3), np.uint8)
-    stripes[:, 100:200] = 255  # white in the middle third, which alone should remain
-    stripes[::2, 100:200] = 0  # in lines of one pixel, which antialiasing makes grey
-    small = np.asarray(square(Image.fromarray(stripes), 10))
-    assert small.shape == (10, 10, 3)
-    assert np.abs(small[1:-1, 1:-1].astype(int) - 127).max() < 16
-
-
-def test_bad_images_are_refused(tmp_path, monkeypatch):
-    whole = tmp_path / "whole.png"
-    Image.effect_noise((64, 64), 90).save(whole)
-    cut, text, empty = tmp_path / "cut.png", tmp_path / "text.png", tmp_path / "empty.png"
-    cut.write_bytes(whole.read_bytes()[:1500])
-    text.write_text("not an image")
-    empty.touch()
-    for path, word in ((cut, "truncated"), (text, "cannot identify"), (empty, "empty"), (tmp_path / "no", "exist")):
-        with pytest.raises(UserError) as caught:
-            open_image(path)
-        assert str(path) in str(caught.value) and word in str(caught.value)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(UserError, match="1,000 pixels"):
-        open_image(whole)

@@ -108,6 +108,15 @@ def test_what_does_not_fit_in_memory_is_decoded_again_and_is_the_same(tmp_path):
         assert torch.equal(a, c) and torch.equal(b, d)
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_file_that_vanishes_ends_the_training_with_one_line(tmp_path, num_workers):
+    paint(tmp_path / "all", 8)
+    train = load_data(config(tmp_path / "all", cache_gb=0, num_workers=num_workers)).train
+    train.dataset.files[0][0].unlink()
+    with pytest.raises(UserError, match=f"^image {train.dataset.files[0][0]} does not exist.*$"):
+        list(train)
+
+
 def test_unreadable_files_are_left_out_and_named(tmp_path, capsys):
     paint(tmp_path / "all", 20)
     bad = tmp_path / "all" / "red" / "007.png"
@@ -127,7 +136,6 @@ def test_folders_that_cannot_be_trained_on_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     paint(tmp_path / "hollow", 3)
     (tmp_path / "hollow" / "yellow").mkdir()
-    paint(tmp_path / "alone" / "train", 3)
     paint(tmp_path / "strange" / "train", 3)
     paint(tmp_path / "strange" / "test", 3)
     (tmp_path / "strange" / "test" / "pink").mkdir()
@@ -135,12 +143,101 @@ def test_folders_that_cannot_be_trained_on_are_refused(tmp_path):
         ("nowhere", ["nowhere"]),
         ("empty", ["no folders"]),
         ("hollow", ["yellow", "no images"]),
-        ("alone", ["train/", "test/"]),
         ("strange", ["pink"]),
     ):
         with pytest.raises(UserError) as caught:
             load_data(TrainConfig.create(dataset="folder", data_path=str(tmp_path / name)))
         assert all(word in str(caught.value) for word in [str(tmp_path / name), *words])
+
+
+def test_hidden_files_at_any_depth_are_no_images(tmp_path):
+    for part in ("train", "test"):
+        paint(tmp_path / part, 4)
+    for split in ("train", "test"):
+        for hidden in (".ipynb_checkpoints/3-checkpoint.png", "sub/.cache/a.png", "._000.png", "@eaDir/t.png"):
+            (tmp_path / split / "red" / hidden).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(tmp_path / "train/red/003.png", tmp_path / split / "red" / hidden)
+    sets = load_data(config(tmp_path))
+    assert len(sets.train.labels) + len(sets.val.labels) == len(sets.test.labels) == 12
+    assert not any("byte" in note for note in sets.notes)
+
+
+def test_images_in_two_splits_are_counted_and_named(tmp_path):
+    for part in ("train", "val", "test"):
+        paint(tmp_path / part, 4)
+    for i in (0, 1):
+        shutil.copy(tmp_path / f"train/red/00{i}.png", tmp_path / f"test/blue/copy{i}.png")
+    shutil.copy(tmp_path / "val/red/000.png", tmp_path / "test/red/copy.png")
+    notes = [note for note in load_data(config(tmp_path)).notes if "byte for byte" in note]
+    assert len(notes) == 2
+    assert (
+        notes[0].startswith("2 of 15 test images are train images too")
+        and str(tmp_path / "test/blue/copy0") in notes[0]
+    )
+    assert notes[1].startswith("1 of 15 test images are val images too")
+
+    shutil.rmtree(tmp_path / "val")  # and across the cut between training and validation
+    shutil.copy(tmp_path / "train/red/000.png", tmp_path / "train/red/004.png")
+    folds = [load_data(config(tmp_path, folds=13, fold=fold)).notes for fold in range(13)]
+    assert sum("1 of 1 val images are train images too" in " ".join(notes) for notes in folds) == 2
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    paint(tmp_path / "elsewhere", 3)
+    (tmp_path / "all").mkdir()
+    for colour in COLOURS:
+        (tmp_path / "all" / colour).symlink_to(tmp_path / "elsewhere" / colour)
+    (tmp_path / "all/red/again").symlink_to(tmp_path / "elsewhere/red")
+    (tmp_path / "all/red/above").symlink_to(tmp_path / "elsewhere")
+    splits = FolderIndex(tmp_path / "all").splits
+    assert len(splits["train"]) + len(splits["test"]) == 9
+
+
+def test_what_is_no_image_is_counted_and_said(tmp_path):
+    paint(tmp_path / "all", 5)
+    for name in ("a.heic", "b.HEIC", "notes.txt", "c.pdf", "unnamed"):
+        (tmp_path / "all/red" / name).touch()
+    (tmp_path / "all/red/gone.png").symlink_to(tmp_path / "nowhere.png")
+    notes = FolderIndex(tmp_path / "all").notes
+    assert notes == [f"{tmp_path / 'all'}: left out 2 .heic, 1 .pdf, 1 .txt, 1 broken link, 1 without suffix"]
+    for file in (tmp_path / "all/blue").iterdir():
+        file.rename(file.with_suffix(".heic"))
+    with pytest.raises(UserError, match="blue has no images, only 5 .heic; "):
+        FolderIndex(tmp_path / "all")
+
+
+def test_a_class_without_a_readable_image_is_refused(tmp_path):
+    for part in ("train", "test"):
+        paint(tmp_path / part, 20)
+    for i in range(1, 20):
+        (tmp_path / "train/red" / f"{i:03}.png").unlink()
+    (tmp_path / "train/red/000.png").write_text("no")
+    with pytest.raises(UserError, match="no training image of 'red' can be read"):
+        load_data(config(tmp_path))
+
+
+def test_a_class_may_be_missing_in_the_test_split(tmp_path):
+    for part in ("train", "test"):
+        paint(tmp_path / part, 4)
+    shutil.rmtree(tmp_path / "test/green")
+    for file in (tmp_path / "test/red").iterdir():
+        file.unlink()
+    sets = load_data(config(tmp_path))
+    assert sets.test.labels.tolist() == 4 * [0]
+    assert "classes without test images (2): green, red" in sets.notes
+
+
+def test_every_training_says_classes_and_images_of_each_split(tmp_path):
+    paint(tmp_path / "all", 10)
+    text = load_data(config(tmp_path / "all")).summary()
+    assert text.splitlines() == [
+        "3 classes: blue, green, red",
+        "train: 22 images of 3 classes",
+        "val: 2 images of 2 classes",
+        "test: 6 images of 3 classes",
+    ]
+    digits = load_data(TrainConfig.create(dataset="digits", val_split=0), ("train", "val")).summary().splitlines()
+    assert digits[1:] == ["train: 1437 images of 10 classes", "there are no val images"]
 
 
 def test_the_classes_travel_in_the_checkpoint(tmp_path):

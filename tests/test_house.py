@@ -9,7 +9,7 @@ from conftest import ROOT
 FLOORS = [
     ["model"],
     ["vitlab.cli", "vitlab.attention"],
-    ["vitlab.files"],
+    ["vitlab.files", "vitlab.layout"],
     ["vitlab.settings", "vitlab.catalog"],
     ["vitlab.config"],
     ["vitlab.hardware", "vitlab.models", "vitlab.pt_files", "vitlab.checkpoint_flags"],

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitlab.cli import UserError
+from vitlab.layout import find_layout
 
 DEFAULT_MODEL = "model/vit-conv-cpu-32-cifar10"  # of test.py and visualize.py; comes with the repository
 
@@ -99,36 +99,10 @@ ARGUMENTS = {  # which settings are arguments of which model
 MODEL_DEFAULTS = {"simple_cnn": {"drop_rate": 0.3}, "mlp": {"drop_rate": 0.0}}  # where they differ from TrainConfig's
 
 
-def find_folders(data_path: str | Path) -> tuple[dict[str, Path], tuple[str, ...]]:
-    """Where the images of a data set of folders lie: (its folders train, val and test by name, the class names).
-
-    Without train/ the data set is one tree, DIR/CLASS/*, and the dict is empty.
-
-    Raises UserError if there is no folder, no class, or train/ alone.
-    """
-    root = Path(data_path)
-    if not root.is_dir():
-        raise UserError(f"--data_path {root} is not a folder; give one with a folder of images for each class")
-    parts = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
-    if "train" in parts and len(parts) == 1:
-        raise UserError(f"--data_path {root} has train/ alone; add test/ or val/, or give the folder train/ itself")
-    classes = class_folders(parts.get("train", root))
-    if not classes:
-        raise UserError(
-            f"--data_path {root}: no folders in {parts.get('train', root)}; put the images of each class into one"
-        )
-    return parts if "train" in parts else {}, classes
-
-
-def class_folders(folder: Path) -> tuple[str, ...]:
-    """The names of the folders in a folder, sorted, without hidden ones such as .git."""
-    return tuple(sorted(f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith(".")))
-
-
 def describe(dataset: str, data_path: str | Path) -> DatasetInfo:
     """The facts about a data set; the classes of dataset "folder" are the folders in `data_path`.
 
-    Raises UserError as find_folders does."""
+    Raises UserError as find_layout does."""
     if dataset != "folder":
         return DATASETS[dataset]
-    return dataclasses.replace(DATASETS["folder"], classes=find_folders(data_path)[1])
+    return dataclasses.replace(DATASETS["folder"], classes=find_layout(data_path).classes)

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from vitlab.cli import UserError
 from vitlab.datasets import augment
 from vitlab.datasets.folders import DecodedFiles
 from vitlab.datasets.images import normalise, resize
@@ -130,9 +131,13 @@ class FileBatches(TensorBatches):
             generator=torch.Generator(),  # for the workers' seeds; the global one belongs to the training
         )
         for pixels in loader:
+            if isinstance(pixels, str):
+                raise UserError(pixels)
             yield pixels.to(self.labels.device, non_blocking=True)
 
 
-def _stack_pixels(items: list[tuple]) -> torch.Tensor:
-    """The images of DecodedFiles' items as one batch (at module level, so that worker processes can find it)."""
-    return torch.stack([pixels for pixels, _, _ in items])
+def _stack_pixels(items: list[tuple]) -> torch.Tensor | str:
+    """The images of DecodedFiles' items as one batch, or the error of one that has become unreadable (at module level,
+    so that worker processes can find it)."""
+    errors = [error for _, _, error in items if error]
+    return errors[0] if errors else torch.stack([pixels for pixels, _, _ in items])

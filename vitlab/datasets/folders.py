@@ -1,18 +1,20 @@
 """Folders of images: which files belong to which class and split, and decoding them."""
 
+import collections
+import hashlib
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torchvision.datasets.folder import make_dataset
 from tqdm import tqdm
 
-from vitlab.catalog import class_folders, find_folders
 from vitlab.cli import UserError
 from vitlab.config import TrainConfig
-from vitlab.datasets.images import is_image_file, open_image, to_pixels
+from vitlab.datasets.images import count_others, find_images, open_image, to_pixels
+from vitlab.layout import annotations, class_folders, find_layout
 
 TEST_SEED = 0  # for cutting off test images: they are the same whatever the seed of a training
 
@@ -42,34 +44,85 @@ class FolderIndex:
     """
 
     def __init__(self, data_path: str | Path):
-        parts, self.classes = find_folders(data_path)
-        if parts:
-            files = {name: self._list(folder) for name, folder in parts.items()}
-            has_both = "val" in files and "test" in files
-            self.splits = {
-                "train": files["train"],
-                "val": files["val"] if has_both else None,
-                "test": files["test"] if "test" in files else files["val"],
-            }
+        layout = find_layout(data_path)
+        self.classes, self.notes = layout.classes, list(layout.notes)
+        files = self._list(layout.train)
+        if missing := self.missing(files):
+            folder = layout.train / missing[0]
+            others = count_others(find_images(folder)[1])
+            raise UserError(f"{folder} has no images{others and ', only ' + others}; fill it, or remove it everywhere")
+        self.splits = {"train": files, "val": layout.val and self._list(layout.val)}
+        if layout.test:
+            self.splits["test"] = self._list(layout.test)
         else:
-            files = self._list(Path(data_path))
             order = stratified_order([label for _, label in files], TEST_SEED)
             n_test = round(len(files) / 5)
-            held_out, kept = sorted(order[:n_test]), sorted(order[n_test:])
-            self.splits = {"train": [files[i] for i in kept], "val": None, "test": [files[i] for i in held_out]}
+            self.splits["test"] = [files[i] for i in sorted(order[:n_test])]
+            self.splits["train"] = [files[i] for i in sorted(order[n_test:])]
+        for split in ("val", "test"):
+            missing = self.missing(self.splits[split] or ())
+            if self.splits[split] and missing:
+                self.notes.append(f"classes without {split} images ({len(missing)}): {shorten(missing)}")
+
+    def missing(self, files: Sequence[tuple[Path, int]]) -> list[str]:
+        """The classes that have no image among the files."""
+        present = {label for _, label in files}
+        return [name for label, name in enumerate(self.classes) if label not in present]
 
     def _list(self, folder: Path) -> list[tuple[Path, int]]:
-        """The images of each class in a folder; links to folders are followed, as in torchvision's ImageFolder."""
-        unknown = set(class_folders(folder)) - set(self.classes)
-        if unknown:
+        """The images of a split, by its class folders or its file of annotations; notes what is no image."""
+        names, pairs, others = class_folders(folder), [], collections.Counter()
+        if set(names) & set(self.classes) or not annotations(folder).is_file():
+            for name in names:
+                files, no_images = find_images(folder / name)
+                pairs += [(file, name) for file in files]
+                others += no_images
+        else:
+            name_of = read_annotations(folder)
+            names = name_of.values()
+            files, others = find_images(folder)
+            pairs = [(file, name_of[file.name]) for file in files if file.name in name_of]
+            others[f"not in {annotations(folder).name}"] = len(files) - len(pairs)
+            others -= {annotations(folder).suffix: 1}  # itself; and without what is 0
+        if unknown := set(names) - set(self.classes):
             raise UserError(f"{folder} has the class {min(unknown)!r}, which the training images lack; move it")
+        if others:
+            self.notes.append(f"{folder}: left out {count_others(others)}")
         labels = {name: label for label, name in enumerate(self.classes)}
-        found = make_dataset(folder, labels, is_valid_file=lambda file: is_image_file(Path(file)), allow_empty=True)
-        files = sorted(((Path(file), label) for file, label in found), key=lambda file: (file[1], file[0]))
-        empty = set(labels.values()) - {label for _, label in files}
-        if empty:
-            raise UserError(f"{folder / self.classes[min(empty)]} has no images; fill it, or remove it everywhere")
-        return files
+        return sorted(((file, labels[name]) for file, name in pairs), key=lambda pair: (pair[1], pair[0]))
+
+
+def read_annotations(folder: Path) -> dict[str, str]:
+    """The class of each image by its file's name, from the lines of annotations(folder): name, tab, class, ..."""
+    lines = annotations(folder).read_text(encoding="utf-8", errors="replace").splitlines()
+    return {columns[0]: columns[1] for line in lines if len(columns := line.split("\t")) > 1}
+
+
+def shorten(names: Sequence[str], most: int = 10) -> str:
+    """Names as a list, of many the first."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def find_copies(splits: dict[str, Sequence[tuple[Path, int]]]) -> list[str]:
+    """A line for every two splits that have images in common, byte for byte."""
+    of_size = collections.defaultdict(list)
+    for split, files in splits.items():
+        for file, _ in files:
+            of_size[file.stat().st_size].append((split, file))
+    contents = {split: collections.defaultdict(list) for split in splits}
+    for same_size in of_size.values():
+        if len({split for split, _ in same_size}) > 1:
+            for split, file in same_size:
+                contents[split][hashlib.sha256(file.read_bytes()).digest()].append(file)
+    lines = []
+    for earlier, later in itertools.combinations(splits, 2):
+        common = contents[earlier].keys() & contents[later].keys()
+        if copies := sorted(file for content in common for file in contents[later][content]):
+            lines.append(
+                f"{len(copies)} of {len(splits[later])} {later} images are {earlier} images too, byte for byte: "
+                f"{shorten(list(map(str, copies)), 3)}"
+            )
+    return lines
 
 
 class DecodedFiles(torch.utils.data.Dataset):

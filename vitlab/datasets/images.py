@@ -4,6 +4,9 @@ Only torch and Pillow are needed. torchvision takes a second to import, and `tes
 start fast; tests/test_data.py checks that the tensors equal those of torchvision bit for bit.
 """
 
+import collections
+import functools
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,20 +14,51 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from vitlab.cli import UserError
+from vitlab.layout import is_hidden
 
 # ------------------------------------------------------------------------------------------- files
 
 
-def is_image_file(path: Path) -> bool:
-    """Whether a path is a file with a suffix that Pillow knows."""
-    return path.suffix.lower() in Image.registered_extensions() and path.is_file()
+@functools.cache
+def image_suffixes() -> frozenset[str]:
+    """The suffixes of the formats that Pillow can open, in lower case."""
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
+
+
+def find_images(folder: str | Path) -> tuple[list[Path], collections.Counter]:
+    """The image files at any depth of a folder, sorted, and how many other files there are of which suffix.
+
+    Hidden files and folders are left out. Links to folders are followed; a folder that was read already, or that
+    `folder` lies in, is not read again.
+    """
+    files, others = [], collections.Counter()
+    known = {str(parent) for parent in Path(os.path.realpath(folder)).parents}
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in known:
+            folders.clear()
+            continue
+        known.add(real)
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        for path in (Path(place, name) for name in names if not is_hidden(name)):
+            if not path.is_file():
+                others["broken link"] += 1
+            elif (suffix := path.suffix.lower()) in image_suffixes():
+                files.append(path)
+            else:
+                others[suffix or "without suffix"] += 1
+    return sorted(files), others
+
+
+def count_others(others: collections.Counter) -> str:
+    """'3 .heic, 1 .txt': the second result of find_images in words."""
+    return ", ".join(f"{n} {suffix}" for suffix, n in sorted(others.items(), key=lambda item: (-item[1], item[0])))
 
 
 def image_files(path: str | Path) -> list[Path]:
-    """The image file at a path, or all image files in the folder there, sorted.
+    """The image file at a path, or all image files at any depth of the folder there, sorted.
 
     Raises UserError if the path does not exist or the folder has no images.
     """
@@ -33,19 +67,22 @@ def image_files(path: str | Path) -> list[Path]:
         raise UserError(f"--image_path {path} does not exist; give an image or a folder of images")
     if not path.is_dir():
         return [path]
-    files = sorted(file for file in path.iterdir() if is_image_file(file))
+    files, others = find_images(path)
     if not files:
-        raise UserError(f"--image_path {path}: no image in that folder")
+        only = f", only {count_others(others)}" if others else ""
+        raise UserError(f"--image_path {path}: no image in that folder{only}; give one with PNG, JPEG, ... files")
     return files
 
 
 def open_images(path: str | Path, errors: list[str]) -> Iterator[tuple[Path, Image.Image]]:
     """Yield (file, PIL image) for each of image_files(path).
 
-    In a folder, unreadable files are skipped and their messages appended to `errors`; a single unreadable
-    file raises UserError.
+    In a folder, unreadable files are skipped and their messages appended to `errors`, and files that are no images are
+    counted in a line; a single unreadable file raises UserError.
     """
     files = image_files(path)
+    if len(files) > 1 and (others := find_images(path)[1]):
+        print(f"{path}: left out {count_others(others)}")
     for file in files:
         try:
             image = open_image(file)
@@ -58,8 +95,7 @@ def open_images(path: str | Path, errors: list[str]) -> Iterator[tuple[Path, Ima
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """Read an image file as an upright RGB image: EXIF rotation applied, first frame, transparency on white,
-    16 bits scaled to 8.
+    """Read an image file as an upright RGB image: EXIF rotation applied, first frame, then to_rgb.
 
     Raises UserError, naming the file, if it is missing, damaged, too large or not an image.
     """
@@ -69,27 +105,43 @@ def open_image(path: str | Path) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 image.seek(0)
-                image = ImageOps.exif_transpose(image)
-                image.load()
+                ImageOps.exif_transpose(image, in_place=True)
+                return to_rgb(image)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise UserError(f"{path} is over {Image.MAX_IMAGE_PIXELS:,} pixels; scale it down first") from None
     except FileNotFoundError:
         raise UserError(f"image {path} does not exist; check --image_path") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder, not an image") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        reason = error if path.stat().st_size else "the file is empty"
+    except Exception as error:  # decoders raise whatever they like
+        is_empty = isinstance(error, UnidentifiedImageError) and not path.stat().st_size
+        reason = "the file is empty" if is_empty else " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path} cannot be read as an image ({reason}); give a complete PNG, JPEG, ...") from None
 
-    if image.mode.startswith("I") or image.mode == "F":  # 16 bits a pixel, or more
-        values = np.asarray(image, dtype=np.float64)
-        values = values / 257 if values.max() > 255 else values
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A PIL image as RGB with 8 bits: transparency on white, grey of more bits scaled by what the file can hold, not
+    by what it holds. UserError if that is not known, as of floating-point pixels."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        brightest = 2 ** grey_bits(image) - 1
+        values = np.asarray(image, dtype=np.float64) * (255 / brightest)
         return Image.fromarray(values.clip(0, 255).round().astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
+
+
+def grey_bits(image: Image.Image) -> int:
+    """Bits a pixel of an image of Pillow's modes I;16, I and F; UserError if black and white have no fixed values."""
+    tags = getattr(image, "tag_v2", {})  # of TIFF
+    is_unsigned = tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,)) == (1,)
+    if image.mode.startswith("I;16") and is_unsigned:
+        return tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
+    if image.mode == "I" and image.format in ("PNG", "PPM"):
+        return 16
+    raise UserError("its pixels are floating-point, signed or 32-bit numbers, of no fixed range: save 8 or 16 bits")
 
 
 # ---------------------------------------------------------------------------- PIL images and tensors
@@ -102,6 +154,7 @@ def square(image: Image.Image, size: int) -> Image.Image:
 
 def to_pixels(image: Image.Image, size: int, in_chans: int) -> torch.Tensor:
     """The centre of a PIL image as a uint8 tensor in_chans x size x size (in_chans 1: luma, 3: RGB)."""
+    image = image if image.mode in ("L", "RGB") else to_rgb(image)
     pixels = np.array(square(image, size).convert("L" if in_chans == 1 else "RGB"))
     return torch.from_numpy(pixels).view(size, size, in_chans).permute(2, 0, 1).contiguous()
 

@@ -26,7 +26,16 @@ from vitlab.cli import UserError
 from vitlab.config import TrainConfig
 from vitlab.datasets.batches import Batches, FileBatches, TensorBatches
 from vitlab.datasets.cifar import read_cifar
-from vitlab.datasets.folders import TEST_SEED, DecodedFiles, FolderIndex, count_workers, decode, stratified_order
+from vitlab.datasets.folders import (
+    TEST_SEED,
+    DecodedFiles,
+    FolderIndex,
+    count_workers,
+    decode,
+    find_copies,
+    shorten,
+    stratified_order,
+)
 from vitlab.datasets.images import as_channels, from_pixels, open_image
 from vitlab.hardware import find_device
 
@@ -65,16 +74,20 @@ class Source:
 
 
 def read_source(config: TrainConfig, folder: FolderIndex | None, split: str) -> Source:
-    """All images of an official split: of the folder, if there is one, or of the config's named data set."""
-    if folder:
-        return Source(*decode(folder.splits[split], config, split))
-    return Source(*read_split(config.dataset, config.data_path, train=split == "train"))
+    """All images of an official split: of the folder, if there is one, or of the config's named data set.
+
+    Raises UserError if no training image of a class can be read."""
+    if not folder:
+        return Source(*read_split(config.dataset, config.data_path, train=split == "train"))
+    source = Source(*decode(folder.splits[split], config, split))
+    if split == "train" and (missing := folder.missing(source.files)):
+        raise UserError(f"{config.data_path}: no training image of {missing[0]!r} can be read; add one, or remove it")
+    return source
 
 
-def read_sources(config: TrainConfig, splits: Collection[str]) -> dict[str, Source]:
+def read_sources(config: TrainConfig, splits: Collection[str], folder: FolderIndex | None) -> dict[str, Source]:
     """The images of the splits asked for. Those for validation are cut from the training images, unless a folder has
     its own."""
-    folder = FolderIndex(config.data_path) if config.dataset == "folder" else None
     sources = {}
     if "train" in splits or "val" in splits:
         train = read_source(config, folder, "train")
@@ -143,6 +156,17 @@ class Splits:
     classes: tuple[str, ...]
     mean: tuple[float, ...]  # one value per channel, for images in 0..1
     std: tuple[float, ...]
+    notes: tuple[str, ...] = ()  # lines about images that are left out, missing, or in two splits
+
+    def summary(self) -> str:
+        """The classes, the number of images and of classes in each split, and the notes, to be printed."""
+        lines = [f"{len(self.classes)} classes: {shorten(self.classes)}"]
+        for split in ("train", "val", "test"):
+            batches = getattr(self, split)
+            if batches and hasattr(batches, "labels"):
+                n_classes = len(batches.labels.unique())
+                lines.append(f"{split}: {len(batches.labels)} images of {n_classes} classes")
+        return "\n".join([*lines, *self.notes])
 
 
 def load_data(
@@ -161,7 +185,8 @@ def load_data(
     info = describe(config.dataset, config.data_path)
     device = device or find_device(config.device)
     to_measure = not info.mean and mean is None
-    sources = read_sources(config, {*splits, "train"} if to_measure else splits)
+    folder = FolderIndex(config.data_path) if config.dataset == "folder" else None
+    sources = read_sources(config, {*splits, "train"} if to_measure else splits, folder)
     if to_measure:
         mean, std = measure(sources["train"], config)
     elif info.mean:
@@ -172,6 +197,9 @@ def load_data(
         for split, source in sources.items()
         if split in splits
     }
+    notes = [f"there are no {split} images" for split in splits if not batches[split]]
+    if folder:
+        notes += folder.notes + find_copies({split: source.files for split, source in sources.items()})
     return Splits(
         train=batches.get("train"),
         val=batches.get("val"),
@@ -179,6 +207,7 @@ def load_data(
         classes=info.classes,
         mean=mean,
         std=std,
+        notes=tuple(notes),
     )
 
 

@@ -216,6 +216,7 @@ def announce(run: Run, sets: Splits, config_before: dict | None) -> None:
         f"{config.folder_name}: {count_parameters(model):,} parameters on {describe_hardware(run.device)}, "
         f"{str(run.amp).removeprefix('torch.') if run.amp else 'float32'}, seed {config.seed}"
     )
+    print(sets.summary())
     if isinstance(model, VisionTransformer):
         side = model.grid_size
         print(f"{side} x {side} = {side**2} patches from {config.img_size} pixels a side")

@@ -1,0 +1,133 @@
+"""Where the splits and classes of a folder of images lie, by the names of its folders."""
+
+import pytest
+from PIL import Image
+
+from vitlab.cli import UserError
+from vitlab.config import TrainConfig
+from vitlab.datasets.folders import FolderIndex
+from vitlab.datasets.splits import load_data
+from vitlab.layout import find_layout
+
+
+def touch(root, *paths):
+    """Empty files, with their folders."""
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+    return root
+
+
+def tree(root, *folders, classes=("cat", "dog")):
+    return touch(root, *(f"{folder}/{name}/1.png" for folder in folders for name in classes))
+
+
+@pytest.mark.parametrize(
+    "train, val, test",
+    [
+        ("train", None, "test"),
+        ("Train", None, "Test"),
+        ("TRAIN", "VALID", "TEST"),
+        ("train", "valid", "test"),
+        ("training", "validation", "testing"),
+        ("train", "dev", "test"),
+        ("training_set", None, "test_set"),
+        ("Train Data", "Val-Images", "testset"),
+    ],
+)
+def test_splits_go_by_the_spellings_that_people_use(tmp_path, train, val, test):
+    layout = find_layout(tree(tmp_path, *filter(None, (train, val, test))))
+    assert layout.classes == ("cat", "dog") and layout.notes == ()
+    assert (layout.train, layout.test) == (tmp_path / train, tmp_path / test)
+    assert layout.val == (val and tmp_path / val)
+
+
+def test_val_alone_is_the_test_split(tmp_path):
+    layout = find_layout(tree(tmp_path, "train", "Valid"))
+    assert (layout.val, layout.test) == (None, tmp_path / "Valid")
+
+
+def test_a_class_may_be_called_like_a_split(tmp_path):
+    for number, classes in enumerate((("bus", "train"), ("invalid", "valid"), ("test_tube", "train_station"))):
+        assert find_layout(tree(tmp_path / str(number), ".", classes=classes)).classes == classes
+    assert find_layout(tree(tmp_path / "in", "train", "test", classes=("test", "train"))).classes == ("test", "train")
+
+
+@pytest.mark.parametrize("unlabelled", ["test/1.png", "test/images/1.png"])
+def test_a_split_without_labels_is_not_used_and_that_is_said(tmp_path, unlabelled):
+    touch(tree(tmp_path, "train", "extra"), unlabelled)
+    layout = find_layout(tmp_path)
+    assert (layout.train, layout.val, layout.test) == (tmp_path / "train", None, None)
+    assert [note.split(":")[0] for note in layout.notes] == [
+        f"{tmp_path / 'extra'} is not used",
+        f"{tmp_path / 'test'} is not used",
+        f"the test split is a fifth of {tmp_path / 'train'}, always the same",
+    ]
+    assert find_layout(tree(tmp_path, "val")).test == tmp_path / "val"
+
+
+def test_tiny_imagenet_is_read_as_it_comes(tmp_path):
+    """train/CLASS/images/*, val/images/* with val_annotations.txt, test/images/* without labels."""
+    for name, grey in (("n01", 50), ("n02", 200)):
+        (tmp_path / "train" / name / "images").mkdir(parents=True)
+        (tmp_path / "train" / name / f"{name}_boxes.txt").touch()
+        for i in range(10):
+            Image.new("RGB", (8, 8), (grey, grey, i)).save(tmp_path / "train" / name / "images" / f"{name}_{i}.JPEG")
+    for split in ("val", "test"):
+        (tmp_path / split / "images").mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / split / "images" / f"{split}_{i}.JPEG")
+    (tmp_path / "val" / "val_annotations.txt").write_text(
+        "val_0.JPEG\tn02\t0\t0\t8\t8\nval_1.JPEG\tn01\t0\t0\t8\t8\nval_2.JPEG\tn01\t0\t0\t8\t8\n"
+    )
+    index = FolderIndex(tmp_path)
+    assert [(file.name, label) for file, label in index.splits["test"]] == [
+        ("val_1.JPEG", 0),
+        ("val_2.JPEG", 0),
+        ("val_0.JPEG", 1),
+    ]
+    assert f"{tmp_path / 'val'}: left out 1 not in val_annotations.txt" in index.notes
+    sets = load_data(TrainConfig.create(dataset="folder", data_path=str(tmp_path), image_size=8))
+    assert (len(sets.train.labels), len(sets.val.labels), len(sets.test.labels)) == (18, 2, 3)
+
+
+@pytest.mark.parametrize(
+    "folders, words",
+    [
+        (("sub/train", "sub/test"), ["did you mean --data_path {root}/sub?"]),
+        (("sub/Training", "sub/x", "other"), ["did you mean --data_path {root}/sub?"]),
+        (("a/b/.",), ["did you mean --data_path {root}/a/b?"]),
+        (("a/b/train", "a/b/test"), ["did you mean --data_path {root}/a/b?"]),
+        (("train/train", "test/test"), ["move what is in {root}/train/train to {root}/train"]),
+        (("seg_train", "seg_test"), ["seg_train/ and seg_test/ look like splits", "call them train/ and test/"]),
+        (("val", "test"), ["test/ and val/", "no train/"]),
+        ((".", "test"), ["test/", "no train/", "rename"]),
+        (("train", "val", "Valid"), ["Valid/ and val/", "keep one"]),
+    ],
+)
+def test_a_tree_that_begins_elsewhere_is_refused_with_the_remedy(tmp_path, folders, words):
+    tree(tmp_path, *folders)
+    with pytest.raises(UserError) as caught:
+        find_layout(tmp_path)
+    assert all(word.format(root=tmp_path) in str(caught.value) for word in [f"--data_path {tmp_path}", *words])
+
+
+def test_a_tree_that_begins_above_is_refused_with_the_remedy(tmp_path):
+    tree(tmp_path, ".")
+    with pytest.raises(UserError, match=f"no folders in {tmp_path}/cat; .*give the folder above, {tmp_path}$"):
+        find_layout(tmp_path / "cat")
+
+
+def test_flat_splits_and_single_classes_are_refused(tmp_path):
+    touch(tmp_path / "flat", "train/cat.0.jpg", "test/1.jpg")
+    tree(tmp_path / "one", ".", classes=("cat",))
+    tree(tmp_path / "half", "train", "test", classes=("cat",))
+    for name, words in (("flat", "no train/ with a folder for each class"), ("one", "'cat'"), ("half", "'cat'")):
+        with pytest.raises(UserError, match=words):
+            find_layout(tmp_path / name)
+
+
+def test_a_link_to_itself_ends(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="--data_path"):
+        find_layout(tmp_path)
