@@ -253,7 +253,7 @@ def test_the_classes_travel_in_the_checkpoint(tmp_path):
     assert found.predict(Image.new("RGB", (50, 30), COLOURS["green"]))[0][0] == "green"
 
     command = done.stdout.strip().splitlines()[-1].split()
-    tested = run(*command[1:], cwd=tmp_path)
+    tested = run(*command[1:], "--batch_size", 8, cwd=tmp_path)
     assert tested.returncode == 0, tested.stderr
     again = json.loads((tmp_path / "output/vit-layer2-16-folder/test/report.json").read_text())
     assert again["test"] == trained["test"] and again["per_class"][2]["class"] == "red"
