@@ -76,7 +76,16 @@ def test_each_takes_the_settings_it_names(name):
         assert layer is None
     else:
         maps = grad_cam(model, torch.randn(2, 1, 8, 8), layer=layer)
-        assert maps.shape[0] == 2 and maps.ndim == 3
+        side = {"simple_cnn": 2, "tiny_cnn": 4, "resnet18": 2, "resnet50": 2}[name]  # the last is 1 x 1 but in tiny_cnn
+        assert maps.shape == (2, side, side)
+
+
+@pytest.mark.parametrize(
+    ("name", "path"), [("simple_cnn", "features"), ("tiny_cnn", "features.4"), ("resnet18", "layer4")]
+)
+def test_grad_cam_is_drawn_on_the_last_map_before_pooling(name, path):
+    model = build_model(TrainConfig.create(model=name, dataset="cifar10"))
+    assert model.training and cam_layer(name, model) is model.get_submodule(path) and model.training
 
 
 def test_settings_of_another_model_are_refused(tmp_path):

@@ -1,5 +1,6 @@
 """A config's model, whichever --model it names, and what a model costs."""
 
+import contextlib
 import pkgutil
 
 import torch
@@ -18,7 +19,12 @@ MODELS = {  # "module:class", imported on use: the ResNets need torchvision, whi
     "resnet18": "vitlab.models.baselines:resnet18",
     "resnet50": "vitlab.models.baselines:resnet50",
 }
-CAM_LAYERS = {"simple_cnn": "features", "tiny_cnn": "features.4", "resnet18": "layer4", "resnet50": "layer4"}
+CAM_LAYERS = {  # maps that Grad-CAM can be drawn on, the last first
+    "simple_cnn": ("features", "features.act2", "features.act1"),
+    "tiny_cnn": ("features.4", "features.1"),
+    "resnet18": ("layer4", "layer3", "layer2", "layer1"),
+    "resnet50": ("layer4", "layer3", "layer2", "layer1"),
+}
 
 
 def build_model(config: TrainConfig) -> nn.Module:
@@ -32,9 +38,30 @@ def build_model(config: TrainConfig) -> nn.Module:
 
 
 def cam_layer(name: str, model: nn.Module) -> nn.Module | None:
-    """The module of a CNN whose output Grad-CAM is drawn on: the last map before pooling. None for an MLP, which has
-    no such map, and for a VisionTransformer, whose tokens attribution.grad_cam finds by itself."""
-    return model.get_submodule(CAM_LAYERS[name]) if name in CAM_LAYERS else None
+    """The module of a CNN whose output Grad-CAM is drawn on: the last map before pooling that is larger than 1 x 1 for
+    the model's image size. None for an MLP, which has no such map, and for a VisionTransformer, whose tokens
+    attribution.grad_cam finds by itself."""
+    sides = {}
+
+    def keep_side(layer: nn.Module, args: tuple, output: torch.Tensor) -> None:
+        sides[layer] = output.shape[-1]
+
+    layers = [model.get_submodule(path) for path in CAM_LAYERS.get(name, ())]
+    with contextlib.ExitStack() as hooks:
+        for layer in layers:
+            hooks.callback(layer.register_forward_hook(keep_side).remove)
+        if layers:
+            run_once(model)
+    return next((layer for layer in layers if sides[layer] > 1), None)
+
+
+def run_once(model: nn.Module, **options) -> None:
+    """Run a model in evaluation mode on one black image of the size that its attributes name."""
+    image = torch.zeros(1, model.in_chans, model.img_size, model.img_size, device=next(model.parameters()).device)
+    was_training = model.training
+    with torch.no_grad():
+        model.eval()(image, **options)
+    model.train(was_training)
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -46,14 +73,10 @@ def count_flops(model: nn.Module) -> int:
     """Floating-point operations of one image's forward pass: matrix products and convolutions only, a
     multiplication and an addition counted as two (torch.utils.flop_counter). The image is in_chans x img_size x
     img_size, by the model's attributes."""
-    device = next(model.parameters()).device
-    image = torch.zeros(1, model.in_chans, model.img_size, model.img_size, device=device)
-    was_training = model.training
     # the counter does not know the fused kernel, so attention is written out
     explicit = {"return_attention": True} if isinstance(model, VisionTransformer) else {}
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()(image, **explicit)
-    model.train(was_training)
+    with FlopCounterMode(display=False) as counter:
+        run_once(model, **explicit)
     return counter.get_total_flops()
 
 
