@@ -27,7 +27,7 @@ class Drawing:
         self.text(0.3, 0.35, title, size=16, weight="bold", ha="left")
 
     def text(self, x, y, text, *, size=11, color=INK, ha="center", va="center", **more) -> None:
-        self.axes.text(x, y, text, fontsize=size, color=color, ha=ha, va=va, linespacing=1.35, **more)
+        self.axes.text(x, y, text, fontsize=size, color=color, ha=ha, va=va, linespacing=1.35, parse_math=True, **more)
 
     def arrow(self, start: tuple[float, float], end: tuple[float, float], *, color=FAINT) -> None:
         self.axes.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=13, lw=1.6, color=color))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import imageio.v3 as iio
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
@@ -15,6 +16,7 @@ from vitlab.files import replacing
 # Of Okabe and Ito, distinguishable to all (grey and brown added); markers tell apart what colours repeat
 COLOURS = "#0072B2 #E69F00 #009E73 #D55E00 #CC79A7 #56B4E9 #F0E442 #000000 #999999 #7A3E00".split()
 MARKERS = "o^sDvPX*<>"
+matplotlib.rcParams["text.parse_math"] = False  # the names of classes and runs may have a $
 
 
 def style(i: int) -> dict[str, str]:
@@ -36,11 +38,12 @@ def save_image(image: Image.Image, path: str | Path) -> str | Path:
     return path
 
 
-def save_gif(frames: Sequence[Image.Image], path: str | Path, *, frame_ms: int, hold: int = 1) -> str | Path:
+def save_gif(frames: Sequence[Image.Image], path: str | Path, *, frame_ms: int, hold: int = 3) -> str | Path:
     """Write PIL images as a GIF that repeats forever; returns the path.
 
     frame_ms: milliseconds per frame. hold: the first and the last frame are shown `hold` times as long.
-    Each frame is reduced to 128 colours without dithering, so that flat areas stay flat and the file small.
+    Each frame is reduced to 256 colours without dithering, so that flat areas stay flat and the file small; the means
+    of k-means keep large areas in their true colours.
     Frames of different sizes are padded with white on the right and below.
     """
     width, height = (max(sizes) for sizes in zip(*(frame.size for frame in frames)))
@@ -48,7 +51,7 @@ def save_gif(frames: Sequence[Image.Image], path: str | Path, *, frame_ms: int, 
     for frame in frames:
         padded = Image.new("RGB", (width, height), "white")
         padded.paste(frame)
-        arrays.append(np.asarray(padded.quantize(128, dither=Image.Dither.NONE).convert("RGB")))
+        arrays.append(np.asarray(padded.quantize(256, kmeans=1, dither=Image.Dither.NONE).convert("RGB")))
     durations = [frame_ms] * len(frames)
     durations[0] = durations[-1] = frame_ms * hold
     with replacing(path) as part:
