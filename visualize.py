@@ -13,8 +13,9 @@
     python visualize.py training                     # the run's curves, animated
     python visualize.py faithfulness                 # which of the maps deserve belief
 
-Layers and heads count from 0. Architecture, classes and normalisation come from the checkpoint; a GIF
-of `gif` goes to attention_map_gif/, everything else to output/NAME/visualize/, or to --output_path.
+--layers and --heads count from 0, as the code does, captions from 1: --layers 0 draws "layer 1 of 12".
+Architecture, classes and normalisation come from the checkpoint. A GIF of `gif` goes to attention_map_gif/,
+everything else to output/NAME/visualize/, or to --output_path. File names tell the model and the flags given.
 """
 
 import argparse
@@ -69,10 +70,10 @@ def add_command(commands: argparse._SubParsersAction, name: str, help_text: str)
         index = whole_number("--index")
         command.add_argument("--index", type=index, help="which test image, from 0 (default: 21)")
         command.add_argument("--image_path", metavar="PATH", help="an image, or a folder of images, instead")
-        layer, default = whole_number("--layers"), f"(default: {DEFAULT_LAYERS[name]})"
+        layer, default = whole_number("--layers"), f"counted from 0 (default: {DEFAULT_LAYERS[name]})"
         command.add_argument("--layers", type=layer, nargs="+", metavar="I", help=default)
     if name in DEFAULT_HEADS:
-        default = f"(default: {DEFAULT_HEADS[name]})"
+        default = f"counted from 0 (default: {DEFAULT_HEADS[name]})"
         command.add_argument("--heads", type=number_or_mean, nargs="+", metavar="I|mean", help=default)
     if name in ("rollout", "gradcam"):
         command.add_argument("--target", metavar="CLASS", help="by name or number (default: the likeliest three)")
@@ -84,7 +85,7 @@ def add_command(commands: argparse._SubParsersAction, name: str, help_text: str)
     if name == "hidden":
         command.add_argument("--save_npy", action="store_true", help="also the values, as .npy")
     if name == "embeddings":
-        command.add_argument("--method", default="both", help="pca, tsne or both (default: both)")
+        command.add_argument("--method", help="pca, tsne or both (default: both)")
     if name in NUM_IMAGES:
         num_images, default = whole_number("--num_images"), f"test images (default: up to {NUM_IMAGES[name]})"
         command.add_argument("--num_images", type=num_images, help=default)
@@ -100,7 +101,7 @@ def parse_args() -> tuple[argparse.Namespace, dict, dict]:
     args = parser.parse_args()
     if getattr(args, "index", None) is not None and args.image_path:
         raise UserError("--index and --image_path both name an image; keep one")
-    if args.command == "embeddings" and args.method not in ("pca", "tsne", "both"):
+    if args.command == "embeddings" and args.method not in (None, "pca", "tsne", "both"):
         raise UserError(f"--method {args.method}: choose pca, tsne or both")
     return args, *split_flags(vars(args), RUN_SETTINGS)
 

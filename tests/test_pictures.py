@@ -6,12 +6,12 @@ import pytest
 from PIL import Image
 
 from vitlab.pictures import canvas, figures
-from vitlab.pictures.tiles import attention_frames, mark, overlay, shade, sheet
+from vitlab.pictures.tiles import TIMES_UNIFORM, Scale, attention_frames, colours, mark, overlay, sheet, tile_side
 
 RNG = np.random.default_rng(0)
 NOISE = Image.fromarray(RNG.integers(0, 256, (48, 64, 3), dtype=np.uint8))
 MAPS = [(f"layer {i}", RNG.random((8, 8))) for i in range(4)]
-FRAMES = attention_frames(NOISE.resize((32, 32)), MAPS, title="attention", captions=("cat", "dog"), note="model")
+FRAMES = attention_frames(NOISE.resize((32, 32)), MAPS, title="attention", caption="cat")
 
 
 def decoded(path):
@@ -29,7 +29,7 @@ def decoded(path):
         FRAMES,
         FRAMES[:1],
         [FRAMES[0], FRAMES[0], FRAMES[1], FRAMES[0]],  # equal neighbours become one, of their summed duration
-        [NOISE, FRAMES[0].crop((0, 0, 50, 80)), NOISE],  # of different sizes, with more than 128 colours
+        [NOISE, FRAMES[0].crop((0, 0, 50, 80)), NOISE],  # of different sizes, with more than 256 colours
     ],
     ids=["frames", "one", "repeated", "sizes"],
 )
@@ -38,7 +38,7 @@ def test_a_gif_is_that_of_pillows_own_writer(frames, tmp_path):
     padded = [Image.new("RGB", (width, height), "white") for _ in frames]
     for page, frame in zip(padded, frames):
         page.paste(frame)
-    pages = [page.quantize(128, dither=Image.Dither.NONE) for page in padded]
+    pages = [page.quantize(256, kmeans=1, dither=Image.Dither.NONE) for page in padded]
     durations = [100] * len(frames)
     durations[0] = durations[-1] = 300
     pillows = tmp_path / "pillow.gif"
@@ -56,16 +56,51 @@ def test_imageio_reads_the_gif_back(tmp_path):
     frames = iio.imread(path, plugin="pillow", mode="RGB")
     assert frames.shape == (4, *np.asarray(FRAMES[0]).shape)
     for pixels, frame in zip(frames, FRAMES):
-        assert np.abs(pixels - np.asarray(frame, dtype=float)).mean() < 6  # but for the 128 colours
+        assert np.abs(pixels - np.asarray(frame, dtype=float)).mean() < 3  # but for the 256 colours
 
 
-def test_shade_and_overlay_keep_to_their_scale():
-    values = np.array([[0.0, 0.5], [0.5, 1.0]])
-    assert np.array_equal(shade(values), shade(10 * values))
-    assert not np.array_equal(shade(values), shade(values, high=2))
-    assert np.array_equal(shade(np.ones((2, 2))), shade(np.zeros((2, 2))))
-    pixels = overlay(NOISE, values, 32)
-    assert pixels.shape == (32, 32, 3) and pixels[16:, 16:].mean() > pixels[:16, :16].mean()
+def test_a_map_keeps_its_colours_in_a_gif(tmp_path):
+    path = canvas.save_gif(FRAMES, tmp_path / "a.gif", frame_ms=200)
+    for (pixels, _), (_, values) in zip(decoded(path), MAPS):
+        true, x = colours(values, 160).astype(int), 160 + 2 * 8
+        corner = next(y for y in range(80) if abs(pixels[y : y + 160, x : x + 160] - true).max() <= 8)
+        assert corner > 20  # below the title
+
+
+def test_colours_are_on_one_scale():
+    neutral, once, twice = (colours(np.full((2, 2), value), 2)[0, 0].astype(int) for value in (1, 1.05, 2))
+    assert neutral.max() - neutral.min() < 5 and abs(once - neutral).max() < 8  # nearly uniform is grey, no wash
+    assert abs(twice - neutral).max() > 30
+    places = TIMES_UNIFORM.place([0, 1 / 16, 1 / 4, 1, 4, 16, 100])
+    assert places == pytest.approx([0, 0, 0.25, 0.5, 0.75, 1, 1])
+    assert TIMES_UNIFORM.span([[0.024, 12.96]]) == "0.02 to 13.0 times uniform"
+    assert TIMES_UNIFORM.span(np.zeros((2, 2))) == "zero everywhere"
+    assert Scale("cosine", 0.9, low=-0.1).place([-0.1, 0.4, 1]) == pytest.approx([0, 0.5, 1])
+    lightness = TIMES_UNIFORM.shade(np.linspace(0, 1, 50)) @ (0.299, 0.587, 0.114)
+    assert (np.diff(lightness) > 0).all()
+
+
+@pytest.mark.parametrize("under", ["black", "white", "red", "halves", "photo"])
+def test_the_brightness_of_an_overlay_tells_the_map_alone(under):
+    """In the order of the map, whatever the image is like below: black, or white, or both."""
+    image = Image.new("RGB", (32, 32), under if under in ("black", "white", "red") else "black")
+    if under == "halves":
+        image.paste("white", (0, 0, 16, 32))
+    if under == "photo":
+        smooth = Image.fromarray(RNG.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+        image = smooth.resize((32, 32), Image.Resampling.BICUBIC)
+    values = 2 ** RNG.permutation(np.linspace(-3.5, 3.5, 16)).reshape(4, 4)
+    luma = overlay(image, values, 64) @ (0.299, 0.587, 0.114)
+    brightness = luma.reshape(4, 16, 4, 16).mean((1, 3))
+    assert np.array_equal(brightness.ravel().argsort(), values.ravel().argsort())
+    if under == "halves":
+        assert luma.std() > 0  # and what is in the image can still be seen within a patch
+        edge = overlay(image, np.ones((3, 3)), 96) @ (0.299, 0.587, 0.114)
+        assert edge[40, 40] > edge[40, 60] + 20
+
+
+def test_tiles_show_whole_pixels():
+    assert [tile_side(own) for own in (8, 28, 32, 48, 224)] == [160, 168, 160, 192, 224]
 
 
 def test_mark_frames_one_patch():
@@ -77,18 +112,43 @@ def test_mark_frames_one_patch():
 
 def test_a_sheet_has_its_tiles_in_rows():
     red, blue = (np.full((20, 20, 3), colour, dtype=np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
-    pixels = np.asarray(sheet([("a", red), None, ("b", blue), ("c", red)], columns=2, title="title"))
+    rows = [[("a", red)], [("b", blue), ("c", red)]]
+    pixels = np.asarray(sheet(rows, title="title", scale=None))
     reds, blues = ((pixels == colour).all(-1) for colour in ((255, 0, 0), (0, 0, 255)))
     assert reds.sum() == 2 * 400 and blues.sum() == 400
     assert np.nonzero(blues)[0].min() > np.nonzero(reds)[0].min()  # the second row
-    noted = sheet([("a", red)], columns=2, title="title", note="note")
-    assert noted.height > sheet([("a", red)], columns=2, title="title").height
+    more = sheet(rows, title="title", note="note", scale=None)
+    assert pixels.shape[0] < more.height < sheet(rows, title="title", note="note").height  # and the scale's colours
 
 
 def test_curves_skip_what_was_not_measured(tmp_path):
     history = [{"epoch": i, "train_loss": 1 / i, "val_loss": None} for i in (1, 2, 3)]
     path = figures.plot_curve(history, "loss", tmp_path / "loss.png", test=0.5, best_epoch=2)
     assert Image.open(path).size == (840, 540)  # 7 x 4.5 inches at 120 dots
+
+
+def test_a_dollar_in_a_name_is_no_formula(tmp_path):
+    """Matplotlib takes what is between two of them for mathematics."""
+    names, points, labels = ["$", "$\\frac$", "a$b$c"], RNG.random((9, 2)), np.arange(9) % 3
+    history = [
+        {"epoch": i, "train_loss": 1 / i, "train_accuracy": 0.5, "val_loss": 1, "val_accuracy": 1} for i in (1, 2)
+    ]
+    figures.plot_curve(history, "loss", tmp_path / "loss.png", test=0.5, best_epoch=2)
+    figures.plot_confusion_matrix(np.eye(3, dtype=int), names, tmp_path / "confusion.png", "a $\\frac$ run")
+    figures.plot_embeddings([("PCA", points)], labels, names, "a $\\frac$ run", tmp_path / "points.png")
+    figures.plot_token_values(RNG.random((2, 9)), "a $\\frac$ run", tmp_path / "token.png")
+    curves = {("mean", "deletion"): {"$\\frac$": [1, 0]}, ("mean", "insertion"): {"$\\frac$": [0, 1]}}
+    figures.plot_faithfulness(curves, "a $\\frac$ run", tmp_path / "faithfulness.png")
+    assert len(figures.training_frames(history, title="a $\\frac$ run")) == 2
+    figures.plot_prediction(NOISE, np.ones((2, 2)), "$\\frac$ 80 %", tmp_path / "prediction.png", label="$\\frac$")
+
+
+def test_the_two_scripts_share_a_style(tmp_path):
+    """test.py's picture is a frame of visualize.py's GIF, but for the words."""
+    image, values = NOISE.resize((32, 32)), MAPS[0][1]
+    drawn = Image.open(figures.plot_prediction(image, values, "title", tmp_path / "a.png", label="attention"))
+    pixels, tile = np.asarray(drawn.convert("RGB")), colours(values, 224)
+    assert any(np.array_equal(pixels[y : y + 224, 240 : 240 + 224], tile) for y in range(80))
 
 
 @pytest.mark.parametrize("classes", [3, 30])

@@ -1,22 +1,27 @@
 """visualize.py: each picture of a model that train.py made, and what it refuses."""
 
+import argparse
 import json
+import re
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import assert_refused, loaded_modules, run
+from conftest import ROOT, assert_refused, loaded_modules, run
 from PIL import Image
 
 import visualize
-from vitlab.attention.maps import features, look, to_grid
+from vitlab.attention.maps import features, look, times_uniform
 from vitlab.checkpoint import load_checkpoint
 from vitlab.config import TrainConfig
 from vitlab.datasets.splits import load_data
 from vitlab.datasets.splits import test_image as official_image
-from vitlab.pictures.tiles import overlay
+from vitlab.pictures.tiles import colours, overlay
 from vitlab.views.image_views import IMAGE_VIEWS
-from vitlab.views.model_views import MODEL_VIEWS
+from vitlab.views.model_views import MODEL_VIEWS, silhouette
+from vitlab.views.view import View
 
 MODEL = ["--model_path", "model/vit-layer4-8-digits"]
 PICTURES = "output/vit-layer4-8-digits/visualize"
@@ -56,15 +61,16 @@ def look_at(root, index):
 
 def test_gif_runs_over_layers_and_heads(root):
     (path,) = draw(root, "gif", "--index", 3)
-    assert path == root / "attention_map_gif/digits-index-3.gif"
+    assert path == root / "attention_map_gif/digits-index-3-vit-layer4-8-digits.gif"
     durations, pixels = frames(path)
     assert durations == [1200, *14 * [400], 1200]
     image, inside = look_at(root, 3)
-    tiles = [overlay(image, to_grid(maps), 224) for layer in inside.from_pooled[0] for maps in layer]
-    for shown, tile in zip(pixels, tiles):  # the tile is in the frame, but for the GIF's palette
-        width = shown.shape[1]
-        corner = next(x for x in range(230, width) if abs(shown[60:270, x : x + 200] - tile[7:217, :200]).mean() < 6)
-        assert corner
+    maps = [times_uniform(head) for layer in inside.from_pooled[0] for head in layer]
+    for shown, values in zip(pixels, maps, strict=True):  # the tiles are in the frame, but for the GIF's palette
+        for tile in (colours(values, 160), overlay(image, values, 160)):
+            assert any(
+                abs(shown[60:200, x : x + 160] - tile[7:147]).mean() < 6 for x in range(160, shown.shape[1] - 160)
+            )
 
 
 def test_gif_of_chosen_layers_and_heads(root):
@@ -78,7 +84,9 @@ def test_pictures_of_ones_own_images(root, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
     done = run("visualize.py", "maps", *MODEL, "--image_path", tmp_path, "--output_path", "own", cwd=root)
     assert done.returncode == 1 and "broken.png cannot be read" in done.stderr
-    assert sorted(path.name for path in (root / "own").iterdir()) == ["red-maps.png", "wide-maps.png"]
+    assert sorted(path.name for path in (root / "own").iterdir()) == [
+        f"{n}-maps-vit-layer4-8-digits.png" for n in ("red", "wide")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -124,6 +132,65 @@ def test_hidden_values_are_saved(root):
         np.testing.assert_allclose(values, hidden[name][0], atol=1e-5)
 
 
+def test_names_tell_the_model_and_what_was_asked(root, tmp_path):
+    """No picture replaces another: not of the same stem, of other heads, of another epoch, nor of another model."""
+    (tmp_path / "a").mkdir()
+    for name in ("a.png", "a.jpg", "b.png"):
+        Image.new("RGB", (30, 30), "#3366cc").save(tmp_path / "a" / name)
+    both = draw(root, "maps", "--image_path", tmp_path / "a")
+    assert [path.name for path in both] == ["a.jpg-maps.png", "a.png-maps.png", "b-maps.png"]
+    assert draw(root, "maps", "--image_path", tmp_path / "a/a.png") == both[1:2]
+    asked = [
+        draw(root, *args, "--index", 3)[0].name
+        for args in (
+            ("maps",),
+            ("maps", "--heads", "mean"),
+            ("maps", "--heads", 0, 1, "--layers", 2),
+            ("gradcam", "--target", 8),
+        )
+    ]
+    assert asked == [
+        f"digits-index-3-{name}.png"
+        for name in ("maps", "maps-heads-mean", "maps-layers-2-heads-0-1", "gradcam-target-8")
+    ]
+    last = ["--model_path", "model/vit-layer4-8-digits/last.pt"]
+    assert draw(root, "maps", "--index", 3, *last)[0].name == "digits-index-3-maps-last.png"
+    gif = draw(root, "gif", "--index", 3, "--layers", 0, "--heads", 0, *last)[0]
+    assert gif.name == "digits-index-3-vit-layer4-8-digits-last-layers-0-heads-0.gif"
+
+
+@pytest.mark.parametrize("command", ["gif", "faithfulness"])
+def test_what_is_published_is_not_replaced(root, command):
+    """Its names are none that a command chooses by itself."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    where = {"gif": r"attention_map_gif/", "faithfulness": r"output/[\w-]+/visualize/"}[command]
+    published = [Path(name).name for name in tracked if re.match(where, name)]
+    args = ["--index", 21, "--layers", 0, "--heads", 0] if command == "gif" else ["--num_images", 20]
+    for path in draw(root, command, *args):
+        name = path.name.replace("digits", "cifar")
+        assert published and not [other for other in published if name.removesuffix(path.suffix) == Path(other).stem]
+
+
+def test_a_silhouette_needs_two_classes(root):
+    points = np.random.default_rng(0).random((6, 3))
+    assert silhouette(points, np.zeros(6)) is None and silhouette(points, np.arange(6)) is None
+    assert -1 <= silhouette(points, np.arange(6) % 2) <= 1
+    paths = draw(root, "embeddings", "--num_images", 5)  # too few for t-SNE's usual perplexity
+    assert [path.name for path in paths] == ["embeddings-5-images.png", "embeddings-5-images.json"]
+
+
+@pytest.mark.parametrize("method", [None, "pca"])
+def test_embeddings_of_one_class(digits_run, tmp_path, method):
+    """As of a folder whose test images are all of one."""
+    checkpoint = load_checkpoint(digits_run[0] / "model/vit-layer4-8-digits")
+    args = argparse.Namespace(command="embeddings", method=method, num_images=None, output_path=str(tmp_path))
+    view = View(checkpoint, args, {"data_path": "data", "device": "cpu"})
+    view.test_images = lambda **_: (torch.randn(20, 1, 8, 8), torch.full((20,), 3))
+    picture, numbers = MODEL_VIEWS["embeddings"](view)
+    Image.open(picture).verify()
+    assert json.loads(numbers.read_text())["silhouette"]["features"] is None
+
+
 def test_embeddings_and_their_silhouette(root):
     from sklearn.metrics import silhouette_score
 
@@ -149,7 +216,7 @@ def test_pictures_of_the_model(root, command):
 def test_faithfulness_is_told_against_random(root):
     done = run("visualize.py", "faithfulness", *MODEL, "--num_images", 40, cwd=root)
     assert done.returncode == 0, done.stderr
-    report = json.loads((root / PICTURES / "faithfulness.json").read_text())
+    report = json.loads((root / PICTURES / "faithfulness-40-images.json").read_text())
     assert [row["map"] for row in report["rows"]][-1] == "random" and len(report["rows"]) == 6
     for row in report["rows"][:-1]:
         for kind in ("mean_deletion", "mean_insertion", "blur_deletion", "blur_insertion"):
@@ -172,7 +239,7 @@ def test_cifar_and_a_timm_file(cifar_root, tmp_path):
     args += ["--pool", "cls"]
     done = run("visualize.py", "gif", *args, "--index", 21, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert len(frames(tmp_path / "attention_map_gif/cifar-index-21.gif")[0]) == 6
+    assert len(frames(tmp_path / "attention_map_gif/cifar-index-21-theirs.gif")[0]) == 6
     assert "true: airplane" in done.stdout
 
 
@@ -194,7 +261,7 @@ def test_cifar_and_a_timm_file(cifar_root, tmp_path):
         (["gif", "--frame_ms", 1], ["--frame_ms 1", "20"]),
         (["embeddings", "--method", "umap"], ["--method umap", "pca, tsne or both"]),
         (["faithfulness", "--num_images", 1000], ["--num_images 1000", "2 to 360"]),
-        (["embeddings", "--num_images", 0], ["--num_images 0", "50 to 360"]),
+        (["embeddings", "--num_images", 0], ["--num_images 0", "5 to 360"]),
         (["tokens", "--model_path", "none"], ["none", "does not exist"]),
         (["tokens", "--layers", 0, 1], ["one layer and one head"]),
         (["dance"], ["dance", "maps"]),

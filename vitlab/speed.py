@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 from tqdm import trange
 
-from vitlab.attention.maps import to_grid
+from vitlab.attention.maps import times_uniform
 from vitlab.config import TrainConfig
 from vitlab.datasets.augment import POLICIES
 from vitlab.hardware import autocast
@@ -145,12 +145,12 @@ def time_attention(device: torch.device) -> dict[str, float]:
         model(images[:2], return_attention=True)  # warm up
         began = time.perf_counter()
         _, attention = model(images, return_attention=True)
-        maps = to_grid(attention[:, :, :, 0]).cpu()  # B x L x H x G x G, attention from CLS
+        maps = times_uniform(attention[:, :, :, 0]).cpu()  # B x L x H x G x G, attention from CLS
     seconds = {"attention of 100 images": time.perf_counter() - began}
     began = time.perf_counter()
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8))
     titled = [(f"layer {i}, head {j}", values) for i, layer in enumerate(maps[0]) for j, values in enumerate(layer)]
-    frames = attention_frames(picture, titled, title="attention from CLS", captions=("", ""), note="")
+    frames = attention_frames(picture, titled, title="attention from CLS", caption="")
     with tempfile.TemporaryDirectory() as folder:
         canvas.save_gif(frames, Path(folder) / "benchmark.gif", frame_ms=400)
     return {**seconds, f"a GIF of {len(frames)} frames": time.perf_counter() - began}

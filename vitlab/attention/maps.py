@@ -99,6 +99,17 @@ def to_grid(tokens: torch.Tensor) -> torch.Tensor:
     return patches.reshape(*tokens.shape[:-1], side, side)
 
 
+def times_uniform(tokens: torch.Tensor) -> torch.Tensor:
+    """Shares of attention ... x N at the places of their patches, as multiples of an equal share, 1/N: ... x G x G."""
+    return to_grid(tokens) * tokens.shape[-1]
+
+
+def times_mean(maps: torch.Tensor) -> torch.Tensor:
+    """Maps ... x G x G that are nowhere negative, as multiples of their means; a map of zeros stays one."""
+    means = maps.mean((-2, -1), keepdim=True)
+    return maps / means.where(means > 0, 1)
+
+
 def token_attention(attention: torch.Tensor, patch: int) -> torch.Tensor:
     """Where one patch looks: its row of the attention ... x N x N, as ... x N.
 

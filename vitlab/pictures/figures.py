@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from vitlab.pictures.canvas import COLOURS, save_figure, style
+from vitlab.pictures.canvas import COLOURS, save_figure, save_image, style
+from vitlab.pictures.tiles import TIMES_MEAN, TIMES_UNIFORM, enlarge, sheet, side_by_side, tile_side
 
 MANY_CLASSES = 20  # with more, names are written smaller and there is no legend
 
@@ -113,25 +114,13 @@ def plot_confusion_matrix(counts: ArrayLike, classes: Sequence[str], path: str |
 def plot_prediction(
     image: Image.Image, values: ArrayLike | None, title: str, path: str | Path, *, label: str
 ) -> str | Path:
-    """A PIL image, and next to it the image under a map G x G, which is called `label`; None draws no map."""
-    panels = 1 if values is None else 2
-    figure = Figure(figsize=(3.5 * panels, 3.9), layout="constrained")
-    axes = figure.subplots(1, panels, squeeze=False)[0]
-    pixels = np.asarray(image.convert("RGB"))
-    for panel in axes:
-        panel.imshow(pixels, interpolation="nearest")
-        panel.set_axis_off()
-    axes[0].set_title("image")
-    if values is not None:
-        values = np.asarray(values, dtype=np.float64)
-        most = values.max() or 1.0
-        shades = Image.fromarray((values / most).astype(np.float32)).resize(image.size, Image.Resampling.NEAREST)
-        drawn = axes[1].imshow(np.asarray(shades) * most, cmap="inferno", alpha=0.65, interpolation="nearest", vmin=0)
-        axes[1].set_title(label)
-        unit = "evidence for the class" if label == "Grad-CAM" else "share of attention"
-        figure.colorbar(drawn, ax=axes[1], shrink=0.8, label=unit)
-    figure.suptitle(title)
-    return save_figure(figure, path)
+    """A PIL image, and next to it a map G x G of it, which is called `label`, alone and over the image; None draws no
+    map. Attention is given as times uniform, Grad-CAM as times its mean."""
+    side, scale = tile_side(image.width, 224), TIMES_MEAN if label == "Grad-CAM" else TIMES_UNIFORM
+    if values is None:
+        return save_image(sheet([[("image", enlarge(image, side))]], title=title, scale=None), path)
+    tiles = side_by_side(image, values, side, ("image", label), scale)
+    return save_image(sheet([tiles], title=title, scale=scale), path)
 
 
 def scatter(axes: Axes, points: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> None:
@@ -166,13 +155,14 @@ def plot_embeddings(
 
 
 def plot_token_values(values: ArrayLike, title: str, path: str | Path) -> str | Path:
-    """A token's values L x D after each block, as colours (orange below 0, purple above)."""
+    """A token's values L x D after each layer, as colours (orange below 0, purple above)."""
     values = np.asarray(values)
     figure = Figure(figsize=(8, 1.2 + 0.28 * len(values)), layout="constrained")
     axes = figure.add_subplot()
     most = np.abs(values).max()
     image = axes.imshow(values, cmap="PuOr", vmin=-most, vmax=most, aspect="auto", interpolation="nearest")
-    axes.set(xlabel="dimension", ylabel="layer", yticks=range(len(values)))
+    axes.set(xlabel="dimension", ylabel="layer")
+    axes.set_yticks(range(len(values)), range(1, len(values) + 1))
     axes.set_title(title, fontsize=10)
     figure.colorbar(image, ax=axes, label="value")
     return save_figure(figure, path)

@@ -12,7 +12,7 @@ from PIL.Image import Image
 
 from model import VisionTransformer
 from vitlab.attention.attribution import grad_cam
-from vitlab.attention.maps import describe_pool, look, to_grid
+from vitlab.attention.maps import describe_pool, look, times_mean, times_uniform
 from vitlab.catalog import TITLES, describe
 from vitlab.checkpoint import Checkpoint, load_checkpoint
 from vitlab.config import SETTINGS
@@ -22,7 +22,17 @@ from vitlab.evaluation import metrics
 from vitlab.models.registry import cam_layer
 from vitlab.pictures import canvas, figures
 from vitlab.pictures.canvas import COLOURS, save_figure, style
-from vitlab.pictures.tiles import SCALE, enlarge, overlay, sheet
+from vitlab.pictures.tiles import (
+    OVERLAY,
+    TIMES_MEAN,
+    TIMES_UNIFORM,
+    Scale,
+    enlarge,
+    layer_name,
+    map_over_image,
+    sheet,
+    tile_side,
+)
 from vitlab.study.design import Study
 from vitlab.study.findings import load_predictions
 from vitlab.study.rows import ResultRow, with_most_images
@@ -131,7 +141,7 @@ def draw_attention(study: Study, by_name: dict[str, dict], best: dict[str, Resul
         names = [checkpoint.classes[label] for label in labels]
         with torch.no_grad():
             guesses = checkpoint.model(images).argmax(-1)
-        maps = grad_cam(checkpoint.model, images, guesses, layer=layer)
+        maps = times_mean(grad_cam(checkpoint.model, images, guesses, layer=layer))
         captions = [f"{TITLES[model]}\ntaken for {checkpoint.classes[guess]}" for guess in guesses]
         evidence.append((captions, maps))
         if model == "vit":
@@ -140,10 +150,11 @@ def draw_attention(study: Study, by_name: dict[str, dict], best: dict[str, Resul
     written = []
     if columns:
         title = f"{best['vit'].title}: attention from {pool}, mean of the heads"
-        image = overlays(pictures, names, columns, title)
+        image = overlays(pictures, names, columns, title, TIMES_UNIFORM)
         written.append(canvas.save_image(image, study.folder / "attention_visualization.png"))
     if evidence:
-        image = overlays(pictures, names, evidence, f"{study.name}: Grad-CAM for the predicted class")
+        title = f"{study.name}: Grad-CAM for the predicted class"
+        image = overlays(pictures, names, evidence, title, TIMES_MEAN)
         written.append(canvas.save_image(image, study.folder / "gradcam_visualization.png"))
     return written
 
@@ -159,26 +170,29 @@ def sample_images(study: Study, checkpoint: Checkpoint) -> tuple[torch.Tensor, t
 
 
 def attention_columns(model: VisionTransformer, images: torch.Tensor) -> list[tuple[list[str], torch.Tensor]]:
-    """(a caption for each image, maps B x G x G) of the first, the middle and the last block: what the pooled
-    token attends to, the mean of the heads."""
+    """(a caption for each image, maps B x G x G, times uniform) of the first, the middle and the last block: what the
+    pooled token attends to, the mean of the heads."""
     attention = look(model, images).from_pooled.mean(2)  # B x L x N
-    depth, columns = attention.shape[1], []
-    for layer in sorted({0, depth // 2, depth - 1}):
-        maps = to_grid(attention[:, layer])
-        captions = [f"layer {layer} of 0 to {depth - 1}\nup to {values.max():.2f}" for values in maps]
-        columns.append((captions, maps))
-    return columns
+    depth = attention.shape[1]
+    layers = sorted({0, depth // 2, depth - 1})
+    return [([layer_name(layer, depth)] * len(images), times_uniform(attention[:, layer])) for layer in layers]
 
 
 def overlays(
-    pictures: list[Image], names: list[str], columns: list[tuple[list[str], torch.Tensor]], title: str
+    pictures: list[Image],
+    names: list[str],
+    columns: list[tuple[list[str], torch.Tensor]],
+    title: str,
+    scale: Scale,
 ) -> Image:
-    """A sheet with one row for each picture: the picture under its class's name, then each column's map over it."""
-    tiles = []
+    """A sheet with one row for each picture: the picture under its class's name, then each column's map, alone and over
+    the picture."""
+    rows = []
     for i, picture in enumerate(pictures):
-        tiles.append((names[i], enlarge(picture, 128)))
-        tiles += [(captions[i], overlay(picture, maps[i], 128)) for captions, maps in columns]
-    return sheet(tiles, columns=1 + len(columns), title=title, note=SCALE)
+        side = tile_side(picture.width)
+        maps = [map_over_image(picture, maps[i], side, captions[i], scale) for captions, maps in columns]
+        rows.append([(names[i], enlarge(picture, side)), *maps])
+    return sheet(rows, title=title, note=OVERLAY, scale=scale)
 
 
 class Curves(NamedTuple):

@@ -17,7 +17,7 @@ from sklearn.decomposition import PCA
 from torch import nn
 
 from model import VisionTransformer
-from vitlab.attention.maps import Look, describe_pool, features, look, to_grid
+from vitlab.attention.maps import Look, describe_pool, features, look, times_uniform
 from vitlab.cli import UserError
 from vitlab.config import TrainConfig
 from vitlab.datasets.images import to_image
@@ -26,15 +26,16 @@ from vitlab.files import save_npy
 from vitlab.pictures import canvas, figures
 from vitlab.pictures.tiles import (
     HIDDEN,
-    OWN_SCALE,
-    SCALE,
-    embedded_tiles,
+    TIMES_MEAN_SIZE,
+    TIMES_UNIFORM,
+    colours,
     enlarge,
     hidden_name,
-    hidden_tiles,
+    hidden_rows,
+    layer_name,
     mark,
-    overlay,
     sheet,
+    tile_side,
 )
 
 NUM_IMAGES, NUM_POINTS = 4, 1000
@@ -94,7 +95,7 @@ class Snapshots:
             frames = [Image.open(path).convert("RGB") for path in sorted(self.folder.glob(f"{kind}-epoch-*.png"))]
             if frames:
                 path = self.config.output_folder / f"{kind}.gif"
-                written.append(canvas.save_gif(frames, path, frame_ms=500, hold=3))
+                written.append(canvas.save_gif(frames, path, frame_ms=500))
         return written
 
 
@@ -111,47 +112,54 @@ class Snapshot:
     points: tuple[torch.Tensor, torch.Tensor] | None  # more images and their labels, for cls_dim_reduction
     classes: list[str]
 
+    @property
+    def depth(self) -> int:
+        """How many layers the model has."""
+        return len(self.model.blocks)
+
 
 # Each draw_* writes one picture and returns the numbers in it
 
 
 def draw_token_attention(snapshot: Snapshot, path: Path) -> torch.Tensor:
     """Where four patches of the first image look: layers x N x N, the mean of the heads."""
-    side = snapshot.model.grid_size
+    grid, picture = snapshot.model.grid_size, snapshot.pictures[0]
+    side = tile_side(picture.width)
     attention = snapshot.inside.attention[0, snapshot.layers].mean(1)
-    tiles = []
-    for layer, rows in zip(snapshot.layers, attention):
-        for row, column in [(r * side // 4, c * side // 4) for r in (1, 3) for c in (1, 3)]:
-            values = to_grid(rows[len(rows) - side**2 + row * side + column])
-            pixels = mark(overlay(snapshot.pictures[0], values, 128), row, column, side)
-            tiles.append((f"layer {layer}, up to {values.max():.2f}", pixels))
+    rows = []
+    for layer, from_tokens in zip(snapshot.layers, attention):
+        rows.append([(snapshot.names[0], enlarge(picture, side))])
+        for row, column in [(r * grid // 4, c * grid // 4) for r in (1, 3) for c in (1, 3)]:
+            values = times_uniform(from_tokens[len(from_tokens) - grid**2 + row * grid + column])
+            caption = f"{layer_name(layer, snapshot.depth)}\n{TIMES_UNIFORM.span(values)}"
+            rows[-1].append((caption, mark(colours(values, side), row, column, grid)))
     title = f"{snapshot.title}: where the framed patch looks, mean of the heads"
-    canvas.save_image(sheet(tiles, columns=4, title=title, note=SCALE), path)
+    canvas.save_image(sheet(rows, title=title), path)
     return attention
 
 
 def draw_pooled_attention(snapshot: Snapshot, path: Path) -> torch.Tensor:
     """Where the CLS token, or the pooled one, looks in every image: B x layers x H x N."""
     attention = snapshot.inside.from_pooled[:, snapshot.layers]
-    tiles = []
+    rows = []
     for picture, name, layers in zip(snapshot.pictures, snapshot.names, attention):
-        tiles.append((name, enlarge(picture, 128)))
+        side = tile_side(picture.width)
+        rows.append([(name, enlarge(picture, side))])
         for layer, heads in zip(snapshot.layers, layers):
-            values = to_grid(heads.mean(0))
-            tiles.append((f"layer {layer}, up to {values.max():.2f}", overlay(picture, values, 128)))
+            values = times_uniform(heads.mean(0))
+            caption = f"{layer_name(layer, snapshot.depth)}\n{TIMES_UNIFORM.span(values)}"
+            rows[-1].append((caption, colours(values, side)))
     title = f"{snapshot.title}: attention from {describe_pool(snapshot.model)}, mean of the heads"
-    canvas.save_image(sheet(tiles, columns=1 + len(snapshot.layers), title=title, note=SCALE), path)
+    canvas.save_image(sheet(rows, title=title), path)
     return attention
 
 
 def draw_hidden(snapshot: Snapshot, path: Path) -> torch.Tensor:
     """The values inside the blocks, of the first image: layers x len(HIDDEN) x N x D."""
     hidden = {name: values[0] for name, values in snapshot.inside.hidden.items()}
-    tiles = embedded_tiles(snapshot.pictures[0], hidden, 112)
-    for layer in snapshot.layers:
-        tiles += hidden_tiles(hidden, layer, 112)
+    rows = hidden_rows(snapshot.pictures[0], hidden, snapshot.layers, snapshot.depth)
     title = f"{snapshot.title}: root mean square of each token over the width"
-    canvas.save_image(sheet(tiles, columns=len(HIDDEN), title=title, note=OWN_SCALE), path)
+    canvas.save_image(sheet(rows, title=title, scale=TIMES_MEAN_SIZE), path)
     parts = [torch.stack([hidden[hidden_name(layer, part)] for part in HIDDEN]) for layer in snapshot.layers]
     return torch.stack(parts)
 

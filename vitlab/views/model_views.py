@@ -1,6 +1,5 @@
 """The commands of visualize.py about the model as a whole: each writes files and returns their paths."""
 
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,29 +18,40 @@ from vitlab.cli import UserError
 from vitlab.evaluation import metrics
 from vitlab.files import write_json
 from vitlab.pictures import canvas, figures
-from vitlab.pictures.tiles import enlarge, mark, shade
+from vitlab.pictures.tiles import Scale, colours, enlarge, mark, tile_side
 from vitlab.views.view import View, patch_steps
+
+
+def silhouette(points: np.ndarray, labels: np.ndarray) -> float | None:
+    """The silhouette score of points n x D by class, from -1 to 1; None where it is not defined: of a single class, or
+    if no two images are of the same class."""
+    return float(silhouette_score(points, labels)) if 1 < len(np.unique(labels)) < len(labels) else None
 
 
 def draw_embeddings(view: View) -> list[Path]:
     """What the head reads of the test images, in two dimensions, by class: PCA and t-SNE, with silhouette scores."""
-    images, labels = view.test_images(low=50, default=2000)
+    images, labels = view.test_images(low=5, default=2000)
     batches = tqdm(images.split(250), leave=False, disable=None)
     points = torch.cat([features(view.model, batch) for batch in batches]).cpu().numpy()  # n x D
     labels = labels.cpu().numpy()
-    panels, scores = [], {"features": float(silhouette_score(points, labels))}
-    if view.args.method in ("pca", "both"):
+    panels, scores = [], {"features": silhouette(points, labels)}
+    if view.args.method != "tsne":
         pca = PCA(2, random_state=0)
         projected = pca.fit_transform(points)
         panels.append((f"PCA, {pca.explained_variance_ratio_.sum():.0%} of the variance", projected))
-        scores["pca"] = float(silhouette_score(projected, labels))
-    if view.args.method in ("tsne", "both"):
-        projected = TSNE(2, random_state=0, init="pca", perplexity=30).fit_transform(points)
-        panels.append(("t-SNE, perplexity 30", projected))
-        scores["tsne"] = float(silhouette_score(projected, labels))
-    print(", ".join(f"silhouette of {name} {score:.4f}" for name, score in scores.items()))
-    title = f"{view.name}: {view.pooled} of {len(labels)} test images, silhouette {scores['features']:.3f}"
-    path = view.file("embeddings", ".png")
+        scores["pca"] = silhouette(projected, labels)
+    if view.args.method != "pca":
+        perplexity = min(30, len(points) // 3)  # it is to be well below the number of points
+        projected = TSNE(2, random_state=0, init="pca", perplexity=perplexity).fit_transform(points)
+        panels.append((f"t-SNE, perplexity {perplexity}", projected))
+        scores["tsne"] = silhouette(projected, labels)
+    title = f"{view.name}: {view.pooled} of {len(labels)} test images"
+    if scores["features"] is None:
+        print("no silhouette: that needs two classes, and two images of one class")
+    else:
+        print(", ".join(f"silhouette of {name} {score:.4f}" for name, score in scores.items()))
+        title += f", silhouette {scores['features']:.3f}"
+    path = view.file(f"embeddings-{len(labels)}-images", ".png")
     figures.plot_embeddings(panels, labels, view.checkpoint.classes, title, path)
     return [path, write_json(path.with_suffix(".json"), {"silhouette": scores, "n": len(labels)})]
 
@@ -50,21 +60,24 @@ def draw_positions(view: View) -> list[Path]:
     """Cosine similarity of each position embedding with all others (Dosovitskiy et al., figure 7)."""
     side = view.model.grid_size
     embeddings = view.model.pos_embed[0, -(side**2) :].detach().cpu()  # P x D
-    similarity = cosine_similarity(embeddings[:, None], embeddings[None], dim=-1).view(-1, side, side)
+    similarity = cosine_similarity(embeddings[:, None], embeddings[None], dim=-1)  # P x P
+    others = similarity[~torch.eye(side**2, dtype=torch.bool)]  # its own is 1
+    scale = Scale("cosine similarity", others.max().item(), low=others.min().item())
     steps = patch_steps(side)
-    tiles = []
-    for row, column in itertools.product(steps, steps):
-        pixels = enlarge(shade(similarity[row * side + column], low=-1, high=1, cmap="cividis"), 80)
-        tiles.append((f"row {row}, column {column}", mark(pixels, row, column, side)))
+    rows = []
+    for row in steps:
+        rows.append([])
+        for column in steps:
+            pixels = colours(similarity[row * side + column].view(side, side), tile_side(side, 96), scale)
+            rows[-1].append((f"row {row + 1}, column {column + 1}", mark(pixels, row, column, side)))
     title = f"{view.name}: cosine similarity of the framed patch's position embedding with the others"
-    note = "From -1 (dark) to 1 (bright)"
-    return [view.save_sheet("positions", tiles, columns=len(steps), title=title, note=note)]
+    return [view.save_sheet("positions", rows, title=title, scale=scale)]
 
 
 def filter_pixels(values: torch.Tensor) -> np.ndarray:
-    """A filter in_chans x h x w as 56 x 56 x 3 pixels; 0 is grey, and the largest weight black or white."""
+    """A filter in_chans x h x w as pixels, enlarged; 0 is grey, and the largest weight black or white."""
     values = (values / values.abs().max() / 2 + 0.5).permute(1, 2, 0).expand(-1, -1, 3)
-    return enlarge((values.numpy() * 255).round().astype(np.uint8), 56)
+    return enlarge((values.numpy() * 255).round().astype(np.uint8), tile_side(len(values), 56))
 
 
 def draw_filters(view: View) -> list[Path]:
@@ -72,18 +85,19 @@ def draw_filters(view: View) -> list[Path]:
     principal components come first (Dosovitskiy et al., figure 7)."""
     name, weight = next((name, weight) for name, weight in view.model.named_parameters() if weight.ndim == 4)
     weight = weight.detach().cpu()  # D x in_chans x h x w
-    rows, note = weight.flatten(1), "Grey is 0, each filter scaled by itself"
-    tiles = []
-    if rows.shape[1] > 9 * view.model.in_chans:  # larger than 3 x 3
-        _, strengths, components = torch.linalg.svd(rows - rows.mean(0), full_matrices=False)
-        shares = strengths**2 / (strengths**2).sum()
-        for share, component in zip(shares[:16], components):
-            tiles.append((f"{share:.1%}", filter_pixels(component.view_as(weight[0]))))
-        tiles += [None] * (-len(tiles) % 16)
+    filters, note = weight.flatten(1), "Grey is 0, each filter scaled by itself"
+    rows = []
+    if filters.shape[1] > 9 * view.model.in_chans:  # larger than 3 x 3
+        _, strengths, components = torch.linalg.svd(filters - filters.mean(0), full_matrices=False)
+        shares = (strengths**2 / (strengths**2).sum())[:16]
+        rows.append(
+            [(f"{share:.1%}", filter_pixels(part.view_as(weight[0]))) for share, part in zip(shares, components)]
+        )
         note += "; first row: principal components, with their share of the variance"
-    tiles += [(str(i), filter_pixels(values)) for i, values in enumerate(weight[:128])]
+    tiles = [(str(i), filter_pixels(values)) for i, values in enumerate(weight[:128])]
+    rows += [tiles[i : i + 16] for i in range(0, len(tiles), 16)]
     title = f"{view.name}: the filters {name.removesuffix('.weight')}"
-    return [view.save_sheet("filters", tiles, columns=16, title=title, note=note)]
+    return [view.save_sheet("filters", rows, title=title, note=note, scale=None)]
 
 
 def draw_training(view: View) -> list[Path]:
@@ -105,7 +119,7 @@ def draw_faithfulness(view: View) -> list[Path]:
     rows = faithfulness_rows(curves)
     print_faithfulness(rows)
     means = {key: {name: values.mean(0).tolist() for name, values in by_map.items()} for key, by_map in curves.items()}
-    path = view.file("faithfulness", ".png")
+    path = view.file(f"faithfulness-{len(images)}-images", ".png")
     title = f"{view.name}: probability of the predicted class, {len(images)} test images"
     figures.plot_faithfulness(means, title, path)
     report = {"name": view.name, "n": len(images), "rows": rows}

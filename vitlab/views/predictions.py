@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from vitlab.attention.attribution import grad_cam
-from vitlab.attention.maps import describe_pool, look, to_grid
+from vitlab.attention.maps import describe_pool, look, times_mean, times_uniform
 from vitlab.checkpoint import BATCH_SIZE, Checkpoint
 from vitlab.datasets import images
 from vitlab.files import new_folder, write_csv, write_json
@@ -22,8 +22,8 @@ Explain = Callable[[Checkpoint, torch.Tensor], tuple[torch.Tensor, torch.Tensor 
 def explain_by_attention(checkpoint: Checkpoint, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, str]:
     """A VisionTransformer's logits, and its attention from the pooled token: last block, mean of the heads."""
     inside = look(checkpoint.model, batch)
-    attention = to_grid(inside.from_pooled[0, -1].mean(0)).cpu()
-    return inside.logits, attention, f"last block, attention from {describe_pool(checkpoint.model)}"
+    attention = times_uniform(inside.from_pooled[0, -1].mean(0)).cpu()
+    return inside.logits, attention, f"last layer, attention from {describe_pool(checkpoint.model)}"
 
 
 def explain_by_grad_cam(checkpoint: Checkpoint, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, str]:
@@ -31,7 +31,7 @@ def explain_by_grad_cam(checkpoint: Checkpoint, batch: torch.Tensor) -> tuple[to
     with torch.no_grad():
         logits = checkpoint.model(batch)
     layer = cam_layer(checkpoint.config.model, checkpoint.model)
-    evidence = grad_cam(checkpoint.model, batch, layer=layer)[0].cpu() if layer else None
+    evidence = times_mean(grad_cam(checkpoint.model, batch, layer=layer)[0]).cpu() if layer else None
     return logits, evidence, "Grad-CAM"
 
 

@@ -1,6 +1,8 @@
 """What all commands of visualize.py share: the model, the images that it is shown, and where pictures go."""
 
 import argparse
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +19,11 @@ from vitlab.datasets.splits import load_data, test_image
 from vitlab.hardware import find_device
 from vitlab.models.registry import cam_layer
 from vitlab.pictures import canvas
-from vitlab.pictures.tiles import SCALE, Tile, sheet
+from vitlab.pictures.tiles import TIMES_UNIFORM, Scale, Tile, sheet
 
 DEFAULT_INDEX = 21  # of the test image that is drawn if the user names none
 WITHOUT_ATTENTION = ("gradcam", "training")  # the commands for models that are not Vision Transformers
+ASKED = ("layers", "heads", "target", "method")  # the flags that file names tell, if they are given
 
 
 def patch_steps(side: int) -> range:
@@ -28,11 +31,26 @@ def patch_steps(side: int) -> range:
     return range(0, side, max(1, side // 8))
 
 
+def picture_names(files: Sequence[Path], folder: Path) -> list[str]:
+    """How the pictures of image files in a folder are called: by the file's place in the folder, without its suffix
+    unless another image differs in nothing else."""
+
+    def without_suffix(file: Path) -> str:
+        return file.relative_to(folder).with_suffix("").as_posix()
+
+    around = {*files, *(file for file in folder.iterdir() if images.is_image_file(file))}
+    counts = Counter(without_suffix(file).casefold() for file in around)  # some disks do not tell a.png from A.png
+    return [
+        without_suffix(file) if counts[without_suffix(file).casefold()] == 1 else file.relative_to(folder).as_posix()
+        for file in files
+    ]
+
+
 @dataclass
 class Subject:
     """One image and what the model makes of it."""
 
-    name: str  # "cifar-index-21", or the file's name
+    name: str  # "cifar-index-21", or that of picture_names; begins the names of its pictures
     image: Image.Image  # square
     batch: torch.Tensor  # 1 x in_chans x img_size x img_size, normalised, on the model's device
     predictions: list[tuple[str, float]]  # (class, probability), best first
@@ -56,7 +74,10 @@ class View:
     def __init__(self, checkpoint: Checkpoint, args: argparse.Namespace, run_settings: dict):
         self.checkpoint, self.args, self.run_settings = checkpoint, args, run_settings
         self.model = checkpoint.model.to(find_device(run_settings["device"]))
-        self.name = checkpoint.run_name
+        self.run_name, file = checkpoint.run_name, checkpoint.path
+        # of a run's files that are not its best.pt: last.pt, and those of earlier epochs
+        self.epoch = [file.stem] if file.is_file() and file.stem not in ("best", self.run_name) else []
+        self.name = "-".join([self.run_name, *self.epoch])
         self.unreadable: list[str] = []  # a line for each image of --image_path that could not be read
         if isinstance(self.model, VisionTransformer):
             self.depth, self.num_heads = len(self.model.blocks), self.model.blocks[0].attn.num_heads
@@ -78,19 +99,34 @@ class View:
 
     def file(self, stem: str, suffix: str, folder: Path | None = None) -> Path:
         """Where a picture goes: to --output_path if it is a file of that suffix, else into that file's folder, into
-        the folder --output_path, or by default into `folder` or output/NAME/visualize/."""
+        the folder --output_path, or by default into `folder` or output/NAME/visualize/. Its name is the stem, the model
+        where the folder does not tell it, and the flags of ASKED: what differs is never written to the same file."""
         if self.output_file and self.output_file.suffix == suffix:
             return self.output_file
-        if self.output_file:
-            return self.output_file.with_name(f"{stem}{suffix}")
-        return (self.output_path or folder or Path("output") / self.name / "visualize") / f"{stem}{suffix}"
+        by_default = Path("output") / self.run_name / "visualize"
+        place = self.output_file.parent if self.output_file else self.output_path or folder or by_default
+        model = self.epoch if place == by_default else [self.name]
+        return place / f"{'-'.join([stem, *model, *self.asked()])}{suffix}"
+
+    def asked(self) -> Iterator[str]:
+        """The flags of ASKED that are given, and their values, as parts of a file name."""
+        for flag in ASKED:
+            value = getattr(self.args, flag, None)
+            if value is not None:
+                values = value if isinstance(value, list) else [self.target() if flag == "target" else value]
+                yield from (flag, *(re.sub(r"[^\w.-]", "_", str(value)) for value in values))
 
     def save_sheet(
-        self, stem: str, tiles: Sequence[Tile | None], *, columns: int, title: str, note: str = SCALE
+        self,
+        stem: str,
+        rows: Sequence[Sequence[Tile]],
+        *,
+        title: str,
+        note: str = "",
+        scale: Scale | None = TIMES_UNIFORM,
     ) -> Path:
-        """Write tiles in rows of `columns` as one picture, STEM.png; returns its path."""
-        image = sheet(tiles, columns=columns, title=title, note=note)
-        return canvas.save_image(image, self.file(stem, ".png"))
+        """Write rows of tiles as one picture, STEM.png; returns its path."""
+        return canvas.save_image(sheet(rows, title=title, note=note, scale=scale), self.file(stem, ".png"))
 
     def title(self, subject: Subject, heading: str) -> str:
         """The title of a sheet about one image."""
@@ -128,17 +164,21 @@ class View:
         """The images of --image_path, or the test image --index. Files of a folder that cannot be read are listed in
         `unreadable`."""
         if self.args.image_path:
-            n = len(images.image_files(self.args.image_path))
-            if self.output_file and n > 1:
-                raise UserError(f"--output_path {self.output_path} is one file for {n} images; give a folder")
-            for file, image in images.open_images(self.args.image_path, self.unreadable):
-                yield self._subject(file.stem, image, side=max(224, self.model.img_size))
+            path, files = Path(self.args.image_path), images.image_files(self.args.image_path)
+            if self.output_file and len(files) > 1:
+                raise UserError(f"--output_path {self.output_path} is one file for {len(files)} images; give a folder")
+            names = dict(zip(files, picture_names(files, path if path.is_dir() else path.parent)))
+            for file, image in images.open_images(path, self.unreadable):
+                yield self._subject(names[file], image, side=max(224, self.model.img_size))
         else:
             index = DEFAULT_INDEX if self.args.index is None else self.args.index
             config = self.checkpoint.data_config(**self.run_settings)
             image, label = test_image(config, index)
-            name = f"{config.dataset.removesuffix('10')}-index-{index}"
-            yield self._subject(name, image, side=self.model.img_size, label=self.checkpoint.classes[label])
+            folder = config.dataset == "folder"
+            dataset = Path(config.data_path).resolve().name if folder else config.dataset.removesuffix("10")
+            yield self._subject(
+                f"{dataset}-index-{index}", image, side=self.model.img_size, label=self.checkpoint.classes[label]
+            )
 
     def _subject(self, name: str, image: Image.Image, *, side: int, label: str | None = None) -> Subject:
         """Run the model on one image, which is drawn at side x side."""
@@ -156,6 +196,8 @@ class View:
         and int64 n. At least `low`; `default` says how many without the flag, or all if there are fewer."""
         config = self.checkpoint.data_config(**self.run_settings)
         data = load_data(config, splits=("test",), mean=self.checkpoint.mean, std=self.checkpoint.std)
-        total = len(data.test.labels)
+        total = len(data.test.labels) if data.test else 0
+        if total < low:
+            raise UserError(f"{self.args.command} needs {low} test images, and {config.data_path} has {total}")
         n = min(default, total) if self.args.num_images is None else self.args.num_images
         return data.test.sample(whole_number("--num_images", low=low, high=total)(n))
