@@ -38,7 +38,7 @@ def picture_names(files: Sequence[Path], folder: Path) -> list[str]:
     def without_suffix(file: Path) -> str:
         return file.relative_to(folder).with_suffix("").as_posix()
 
-    around = {*files, *(file for file in folder.iterdir() if images.is_image_file(file))}
+    around = {*files, *(file for file in folder.iterdir() if file.suffix.lower() in images.image_suffixes())}
     counts = Counter(without_suffix(file).casefold() for file in around)  # some disks do not tell a.png from A.png
     return [
         without_suffix(file) if counts[without_suffix(file).casefold()] == 1 else file.relative_to(folder).as_posix()
