@@ -139,7 +139,6 @@ def test_the_claim_is_the_best_published_run():
     report = report_of("vit-conv-cpu-32-cifar10")
     assert claim == f"{100 * report['test']['accuracy']:.2f} %" and report["seconds"] < 2 * 3600
     assert plain == f"{100 * report_of('vit-plain-cpu-32-cifar10')['test']['accuracy']:.2f} %"
-    assert f"`test.py` finds {claim} too" in PAGES["docs/results.md"]
 
 
 def test_times_and_accuracies_of_the_commands_are_measured():
