@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -302,6 +303,37 @@ def test_fit_trains_any_module_with_any_loaders(tmp_path):
     assert torch.equal(other[1].weight, model[1].weight)
 
 
+def test_own_batches_with_own_classes_and_size(tmp_path, monkeypatch):
+    """The block of Python in docs/training.md, with fewer epochs: three colours of 48 x 48 pixels."""
+    monkeypatch.chdir(tmp_path)
+    labels = torch.arange(120) % 3
+    pixels = torch.rand(120, 3, 48, 48) * 0.2
+    pixels[torch.arange(120), labels] += 0.7
+    pairs = torch.utils.data.TensorDataset((pixels - 0.5) / 0.5, labels)
+    Image.new("RGB", (60, 50), (20, 20, 200)).save("photo.jpg")
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/training.md").read_text(), flags=re.S)
+    space = {"train_set": pairs, "val_set": pairs}
+    exec(block.replace("epochs=20", "epochs=3, depth=1, device='cpu'"), space)
+    checkpoint = space["checkpoint"]
+    assert checkpoint.path == Path("model/vit-layer1-48-own") and checkpoint.config.dataset is None
+    assert checkpoint.classes == ("cat", "dog", "eel")
+    image = Image.open("photo.jpg")
+    alone = checkpoint.predict(image)
+    assert alone[0][0] == "eel" and len(alone) == 3
+    assert checkpoint.predict("photo.jpg") == checkpoint.predict(Path("photo.jpg")) == alone
+    for guesses in checkpoint.predict(["photo.jpg", image]):
+        assert guesses == [(name, pytest.approx(probability, abs=1e-5)) for name, probability in alone]
+    with pytest.raises(UserError, match="add --dataset"):
+        checkpoint.data_config()
+    config = dataclasses.replace(space["config"], num_classes=4)
+    with pytest.raises(UserError, match="num_classes 4: the data has 3"):
+        fit(build_model(config), space["data"], config)
+    with pytest.raises(UserError, match="give img_size and num_classes"):
+        TrainConfig.create(dataset=None)
+    with pytest.raises(UserError, match="of your own"):
+        load_data(space["config"])
+
+
 def test_optimisers_and_schedule_may_be_handed_in(tmp_path):
     """They give the weights that fit() reaches with those that it makes itself; others are taken as they are."""
     paths = dict(output_path=str(tmp_path), model_path=str(tmp_path))
@@ -381,5 +413,5 @@ def test_the_readmes_ten_lines_run(tmp_path, monkeypatch):
     space = {}
     exec(code, space)
     assert len(space["guesses"]) == 5 and math.isclose(
-        sum(s for _, s in space["checkpoint"].predict(space["image"], 10)), 1, abs_tol=1e-5
+        sum(s for _, s in space["checkpoint"].predict("digit.png", 10)), 1, abs_tol=1e-5
     )

@@ -28,7 +28,7 @@ class DatasetInfo:
     defaults: the settings that suit it, where they differ from TrainConfig's."""
 
     classes: tuple[str, ...]
-    img_size: int
+    img_size: int | None
     in_chans: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -74,6 +74,15 @@ DATASETS = {
         defaults=dict(patch_size=8),
     ),
 }
+UNNAMED = DatasetInfo(  # batches of one's own, from Python
+    classes=(),
+    img_size=None,
+    in_chans=3,
+    mean=(),
+    std=(),
+    augment="none",
+    defaults={},
+)
 
 TITLES = {
     "vit": "Vision Transformer",
@@ -99,10 +108,10 @@ ARGUMENTS = {  # which settings are arguments of which model
 MODEL_DEFAULTS = {"simple_cnn": {"drop_rate": 0.3}, "mlp": {"drop_rate": 0.0}}  # where they differ from TrainConfig's
 
 
-def describe(dataset: str, data_path: str | Path) -> DatasetInfo:
+def describe(dataset: str | None, data_path: str | Path) -> DatasetInfo:
     """The facts about a data set; the classes of dataset "folder" are the folders in `data_path`.
 
     Raises UserError as find_layout does."""
     if dataset != "folder":
-        return DATASETS[dataset]
+        return DATASETS[dataset] if dataset else UNNAMED
     return dataclasses.replace(DATASETS["folder"], classes=find_layout(data_path).classes)

@@ -25,7 +25,7 @@ GROUPS = ("data", "model", "recipe", "run")
 class DataSettings:
     """Which images are used, and what is done to them."""
 
-    dataset: str = setting("cifar10", "cifar10, cifar100, digits (bundled: no download) or folder")
+    dataset: str | None = setting("cifar10", "cifar10, cifar100, digits (bundled: no download) or folder")
     data_path: str = setting("./data", "where data sets lie, or are downloaded to; of folder: the images")
     batch_size: int = setting(128, "images in a batch", low=1, high=1_000_000)
     num_workers: int = setting(2, "processes that decode image folders (other sets need none)", low=0, high=1024)
@@ -164,10 +164,14 @@ class TrainConfig(RunSettings, RecipeSettings, ModelSettings, DataSettings):  # 
         for layer in (*layers, settings):
             given.update(read_settings(layer))
         dataset = given.get("dataset", cls.dataset)
-        if dataset not in DATASETS:
+        if dataset is None and not ("img_size" in given and "num_classes" in given):
+            raise UserError(
+                "dataset None, of batches of your own, does not say their size: give img_size and num_classes"
+            )
+        if dataset and dataset not in DATASETS:
             raise UserError(f"dataset {dataset!r} is unknown; choose {', '.join(DATASETS)}")
         model = given.get("model", cls.model)
-        defaults = {**DATASETS[dataset].defaults, **MODEL_DEFAULTS.get(model, {})}
+        defaults = {**(DATASETS[dataset].defaults if dataset else {}), **MODEL_DEFAULTS.get(model, {})}
         for name, value in given.items():
             foreign = name in in_groups("model") and name not in ("model", *ARGUMENTS[model])
             if foreign and value != defaults.get(name, SETTINGS[name].default):
@@ -194,7 +198,7 @@ class TrainConfig(RunSettings, RecipeSettings, ModelSettings, DataSettings):  # 
         self.visualizers = tuple(dict.fromkeys("hidden" if name == "hooks" else name for name in self.visualizers))
         self.visualize_layers = self.visualize_layers or tuple(sorted({0, self.depth // 2, self.depth - 1}))
         kind = f"vit-layer{self.depth}" if self.model == "vit" else self.model
-        self.folder_name = self.folder_name or f"{kind}-{self.img_size}-{self.dataset}"
+        self.folder_name = self.folder_name or f"{kind}-{self.img_size}-{self.dataset or 'own'}"
 
     def _check(self, info: DatasetInfo) -> None:
         """UserError if settings do not go together."""

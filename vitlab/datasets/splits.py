@@ -153,7 +153,7 @@ class Splits:
     train: Batches | None
     val: Batches | None
     test: Batches | None
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # names of the logits
     mean: tuple[float, ...]  # one value per channel, for images in 0..1
     std: tuple[float, ...]
     notes: tuple[str, ...] = ()  # lines about images that are left out, missing, or in two splits
@@ -182,6 +182,8 @@ def load_data(
     mean and std replace the data set's own. Those of a folder are measured on its training images.
     Raises UserError if the data set cannot be read, or has fewer images than the config asks for.
     """
+    if config.dataset is None:
+        raise UserError("dataset None is for batches of your own: hand them to fit() in a Splits")
     info = describe(config.dataset, config.data_path)
     device = device or find_device(config.device)
     to_measure = not info.mean and mean is None

@@ -151,6 +151,8 @@ def begin(
     """
     device = find_device(config.device)
     amp = pick_amp(device, config.amp)
+    if config.dataset is None and len(sets.classes) != config.num_classes:
+        raise UserError(f"num_classes {config.num_classes}: the data has {len(sets.classes)} classes; give the same")
     if optimizers and any(parameter.device.type != device.type for parameter in model.parameters()):
         raise UserError(f"the model is not on {device}; move it there before its optimisers are made")
     model.to(device)
