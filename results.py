@@ -1,7 +1,7 @@
 """The tables in README.md and docs/, from what the runs left behind.
 
     python results.py                          # every table of README.md and docs/*.md again, with the rows it has
-    python results.py output/A output/B        # README's table of runs with these rows instead
+    python results.py output/A output/B        # rows for these runs in output/results.md, which is made if need be
     python results.py output/A --file x.md     # the same in another file
 
 A table of runs stands between <!-- made by results.py --> and <!-- end -->. Each row is made from
@@ -151,13 +151,18 @@ def split_at_marks(file: Path) -> tuple[str, str, str]:
 
 
 def update(page: Path, folders: list[Path]) -> None:
-    """Make the tables of a page again; `folders` are the rows of its table of runs (empty: those it has)."""
+    """Make the tables of a page again; `folders` are added to the rows of its table of runs. A page that is not there
+    is made for them."""
+    if folders and not page.exists():
+        write_text(page, f"# Results\n\n{START}\n{END}\n")
     if not folders and page.is_file() and START not in page.read_text(encoding="utf-8"):
         before, made, after = "", "", page.read_text(encoding="utf-8")
     else:
         before, inside, after = split_at_marks(page)
         names = re.findall(r"^\| `([\w.-]+)` \|", inside, flags=re.M)
-        folders = folders or [Path("output") / name for name in names]
+        named = {folder.resolve().name: folder for folder in folders}
+        beside = {name: page.parent / name for name in names if (page.parent / name / "report.json").is_file()}
+        folders = list(({name: Path("output") / name for name in names} | beside | named).values())
         if not folders:
             raise UserError(f"{page} has no rows yet; name run folders: python results.py output/NAME ...")
         made = relative_links(results_tables(folders), page)
@@ -167,14 +172,19 @@ def update(page: Path, folders: list[Path]) -> None:
 
 def main() -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("folders", nargs="*", type=Path, help="run folders; without any: those of the file's table")
+    parser.add_argument("folders", nargs="*", type=Path, help="run folders, to add to the file's table of runs")
     parser.add_argument(
-        "--file", type=Path, help="the page to write (default: README.md; without run folders docs/*.md too)"
+        "--file",
+        type=Path,
+        help="the page to write (default: results.md beside the first run; without runs README.md and docs/*.md)",
     )
     args = parser.parse_args()
-    pages = [args.file or Path("README.md")]
-    if not args.file and not args.folders:
-        pages += sorted(Path("docs").glob("*.md"))
+    if args.file:
+        pages = [args.file]
+    elif args.folders:
+        pages = [args.folders[0].parent / "results.md"]
+    else:
+        pages = [Path("README.md"), *sorted(Path("docs").glob("*.md"))]
     for page in pages:
         update(page, args.folders)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 
 import pytest
@@ -22,7 +23,7 @@ def page(tmp_path, digits_run):
 
 
 def test_a_row_is_the_report(page):
-    done = run("results.py", "output/vit-layer4-8-digits", cwd=page)
+    done = run("results.py", "output/vit-layer4-8-digits", "--file", "README.md", cwd=page)
     assert done.returncode == 0, done.stderr
     text = (page / "README.md").read_text()
     assert text.startswith("before\n\n") and text.endswith(f"{results.END}\n\nafter\n")
@@ -44,6 +45,22 @@ def test_a_row_is_the_report(page):
 
     again = run("results.py", cwd=page)  # the rows that are there
     assert again.returncode == 0 and (page / "README.md").read_text() == text
+
+
+def test_own_runs_go_to_a_file_of_their_own(page):
+    """A row more with each run that is named; README stays."""
+    before = (page / "README.md").read_text()
+    for name in ("second", "third"):
+        shutil.copytree(page / "output/vit-layer4-8-digits", page / "output" / name)
+    for name in ("vit-layer4-8-digits", "second", "second", "third"):
+        done = run("results.py", f"output/{name}", cwd=page)
+        assert done.returncode == 0 and "output/results.md" in done.stdout, done.stderr
+    text = (page / "output/results.md").read_text()
+    rows = re.findall(r"^\| `([\w-]+)` \|", text, flags=re.M)
+    assert rows == ["vit-layer4-8-digits", "second", "third"] and text.startswith("# Results\n")
+    assert (page / "README.md").read_text() == before
+    done = run("results.py", page / "output/third", "--file", "README.md", cwd=page)
+    assert done.returncode == 0 and "| `third` |" in (page / "README.md").read_text()
 
 
 def test_what_is_no_result_is_refused(page):
