@@ -1,7 +1,9 @@
 """Training on a folder of one's own images: real JPEGs of Imagenette where ../shared is."""
 
 import json
+import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -262,6 +264,26 @@ def test_the_classes_travel_in_the_checkpoint(tmp_path):
 
     shutil.move(tmp_path / "all" / "red", tmp_path / "all" / "crimson")
     assert_refused(run(*command[1:], cwd=tmp_path), "crimson", "red")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have UTF-8 names only")
+def test_names_that_the_terminal_cannot_print_end_no_script(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    env, data = dict(os.environ), tmp_path / os.fsdecode(b"d\xfe")
+    paint(data, 10)
+    (data / "red").rename(data / "猫")
+    (data / "猫/003.png").write_text("no")
+    for file in (data / "blue").iterdir():
+        file.rename(file.with_stem(file.stem + os.fsdecode(b"\xff")))
+    flags = ["--image_size", 16, "--patch_size", 4, "--embed_dim", 16, "--n_layers", 1, "--epochs", 1]
+    done = run("train.py", "--dataset", "folder", "--data_path", data, *flags, cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "left out: " in done.stdout and r"\u732b/003.png" in done.stdout and r"d\udcfe" in done.stdout
+    model = ["--model_path", "model/vit-layer1-16-folder", "--no_image"]
+    for args in ([], ["--mode", "cifar-single"], ["--mode", "custom", "--image_path", data / "blue"]):
+        done = run("test.py", *model, *args, cwd=tmp_path, env=env)
+        assert done.returncode == 0, done.stderr
+        assert r"\u732b" in done.stdout
 
 
 @pytest.mark.slow

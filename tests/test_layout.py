@@ -1,5 +1,7 @@
 """Where the splits and classes of a folder of images lie, by the names of its folders."""
 
+import os
+
 import pytest
 from PIL import Image
 
@@ -125,6 +127,13 @@ def test_flat_splits_and_single_classes_are_refused(tmp_path):
     for name, words in (("flat", "no train/ with a folder for each class"), ("one", "'cat'"), ("half", "'cat'")):
         with pytest.raises(UserError, match=words):
             find_layout(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", [b"dog\xff", b"dog\ncat"])
+def test_a_class_whose_name_cannot_be_printed_is_refused(tmp_path, name):
+    tree(tmp_path, ".", classes=("cat", os.fsdecode(name)))
+    with pytest.raises(UserError, match=r"^.*'dog\\.* cannot be printed; rename the folder$"):
+        find_layout(tmp_path)
 
 
 def test_a_link_to_itself_ends(tmp_path):

@@ -1,6 +1,7 @@
 """What every script shares: its argument parser, and the user's errors in one line."""
 
 import argparse
+import io
 import re
 import sys
 from collections.abc import Callable
@@ -45,7 +46,10 @@ def check_folder_name(name: str) -> None:
 
 def run_cli(main: Callable[[], int | None]) -> NoReturn:
     """Run a script's main() and exit with what it returns (None: 0). A UserError becomes one line on stderr and exit
-    status 2, Ctrl-C exit status 130."""
+    status 2, Ctrl-C exit status 130. What the terminal's encoding lacks is printed as an escape such as \\u732b."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(main())
     except UserError as error:

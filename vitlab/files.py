@@ -65,7 +65,7 @@ def new_folder(folder: Path) -> Path:
 def write_text(path: str | Path, text: str) -> Path:
     """Write a text file in UTF-8 and return its path. Raises UserError as replacing does."""
     with replacing(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
     return Path(path)
 
 

@@ -6,6 +6,7 @@ layout.classes, layout.train, layout.val, layout.test, layout.notes
 
 import os
 import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,6 +131,9 @@ def read_classes(folder: Path, root: Path) -> tuple[str, ...]:
     if below:
         remedy = f"did you mean --data_path {below}?" if folder == root else f"move what is in {below} to {folder}"
         raise UserError(f"--data_path {root}: the classes lie deeper, in {below}; {remedy}")
+    for name in names:
+        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):  # control; bytes that are not UTF-8
+            raise UserError(f"--data_path {root}: the name of the class {name!r} cannot be printed; rename the folder")
     if len(names) == 1:
         raise UserError(f"--data_path {root}: {folder} has one class, {names[0]!r}; add a second one")
     return names

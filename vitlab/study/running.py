@@ -138,7 +138,8 @@ def format_result(result: dict) -> str:
 def run_quietly(cell: Cell) -> dict:
     """run_cell in a process of its own: what it prints goes to log.txt in its folder."""
     folder = writable_folder(cell.config.output_folder, "--output_path")
-    with open(folder / "log.txt", "a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+    log_file = open(folder / "log.txt", "a", encoding="utf-8", errors="backslashreplace")
+    with log_file as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         return run_cell(cell)
 
 
