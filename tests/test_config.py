@@ -1,5 +1,7 @@
 """Settings: their layers, their spellings, and what is refused."""
 
+from pathlib import Path
+
 import pytest
 
 from vitlab.cli import UserError
@@ -34,6 +36,24 @@ def test_both_spellings_are_one_setting():
     new = "--img_size 48 --in_chans 1 --num_classes 12 --depth 2 --num_heads 8 --mlp_ratio 3 --drop_rate 0.2"
     assert TrainConfig.from_args(old.split()) == TrainConfig.from_args(new.split())
     assert TrainConfig.from_args(["-lr", "0.01"]).learning_rate == 0.01
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = [name for name, known in SETTINGS.items() if known.is_path]
+    assert set(names) >= {name for name in SETTINGS if name.endswith("_path")} | {"resume", "init_from"}
+    for name in names:
+        expected = f"{tmp_path}/x"
+        (tmp_path / "a.yaml").write_text(f"{name}: ~/x")
+        configs = [
+            TrainConfig.create({name: "~/x"}),
+            TrainConfig.create({name: Path("~/x")}),
+            TrainConfig.from_args([f"--{name}=~/x"]),
+            TrainConfig.from_args([f"--{name}", "~/x"]),
+            TrainConfig.from_args(["--config=~/a.yaml"]),
+        ]
+        assert [getattr(config, name) for config in configs] == 5 * [expected]
+    assert TrainConfig.create(resume="auto").resume == "auto"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from torch import nn
 
 from vitlab.catalog import ARGUMENTS, DATASETS, describe
 from vitlab.cli import UserError
-from vitlab.config import SETTINGS, TrainConfig, flag
+from vitlab.config import SETTINGS, TrainConfig, flag, read_settings
 from vitlab.datasets.images import open_image, to_batch
 from vitlab.models import foreign_weights
 from vitlab.models.registry import MODELS
@@ -122,7 +122,7 @@ class Checkpoint:
             raise UserError(f"{self.path} does not say what it was trained on; add --dataset cifar10")
         if self.config.dataset == "folder" and settings.get("data_path") == TrainConfig.data_path:
             settings["data_path"] = self.config.data_path
-        config = dataclasses.replace(self.config, **settings)
+        config = dataclasses.replace(self.config, **read_settings(settings))
         data = f"--data_path {config.data_path}" if config.dataset == "folder" else f"--dataset {config.dataset}"
         check_classes(data, describe(config.dataset, config.data_path).classes, self.path, self.classes)
         return config

@@ -2,9 +2,10 @@
 
 import argparse
 import io
+import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,10 +15,17 @@ class UserError(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse.ArgumentParser, but errors are a UserError and flags cannot be abbreviated."""
+    """argparse.ArgumentParser, but errors are a UserError, flags cannot be abbreviated, and ~ is the home folder where
+    the shell leaves it (--data_path=~/images)."""
 
     def __init__(self, **kwargs):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> tuple:
+        """Called by parse_args."""
+        args = sys.argv[1:] if args is None else args
+        parts = [re.match(r"(--[\w-]+=)?(.*)", arg, re.DOTALL).groups("") for arg in args]
+        return super().parse_known_args([flag + os.path.expanduser(value) for flag, value in parts], namespace)
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse; the flag leads the message."""

@@ -26,7 +26,7 @@ class DataSettings:
     """Which images are used, and what is done to them."""
 
     dataset: str | None = setting("cifar10", "cifar10, cifar100, digits (bundled: no download) or folder")
-    data_path: str = setting("./data", "where data sets lie, or are downloaded to; of folder: the images")
+    data_path: str = setting("./data", "where data sets lie, or are downloaded to; of folder: the images", is_path=True)
     batch_size: int = setting(128, "images in a batch", low=1, high=1_000_000)
     num_workers: int = setting(2, "processes that decode image folders (other sets need none)", low=0, high=1024)
     cache_gb: float = setting(4.0, "splits of a folder up to so many GB of pixels are kept in memory", low=0)
@@ -130,12 +130,14 @@ class RunSettings:
     )
     compile: bool = setting(False, "torch.compile the model")
     seed: int = setting(0, "of the split, the weights, the order and the augmentation", low=0, high=2**32 - 1)
-    output_path: str = setting("./output", "curves, tables and reports go to OUTPUT_PATH/NAME")
-    model_path: str = setting("./model", "checkpoints go to MODEL_PATH/NAME")
+    output_path: str = setting("./output", "curves, tables and reports go to OUTPUT_PATH/NAME", is_path=True)
+    model_path: str = setting("./model", "checkpoints go to MODEL_PATH/NAME", is_path=True)
     folder_name: str | None = setting(None, "NAME (default: vit-layer{n_layers}-{image_size}-{dataset})")
     no_test: bool = setting(False, "leave the test set alone")
-    resume: str | None = setting(None, "auto (the run's last.pt, where there is one) or a checkpoint to go on from")
-    init_from: str | None = setting(None, "a checkpoint whose weights to start from (fine-tuning)")
+    resume: str | None = setting(
+        None, "auto (the run's last.pt, where there is one) or a checkpoint to go on from", is_path=True
+    )
+    init_from: str | None = setting(None, "a checkpoint whose weights to start from (fine-tuning)", is_path=True)
     save_every_n_epochs: int | None = setting(None, "keep ViT_model_{epoch}.pt that often", low=1)
     save_every_n_steps: int | None = setting(None, "write last.pt within an epoch that often", low=1)
     log_backend: str = setting("none", "curves to", choices=("tensorboard", "wandb", "both", "none"))

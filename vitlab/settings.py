@@ -10,6 +10,7 @@ table["epochs"].convert("12")           # 12, whether from a flag, a YAML file o
 
 import argparse
 import dataclasses
+import os
 import types
 import typing
 from dataclasses import dataclass
@@ -31,12 +32,12 @@ def setting(
     low: float | None = None,
     above: float | None = None,
     high: float | None = None,
+    is_path: bool = False,
 ) -> Any:
     """A dataclass field with everything that its flag needs. `older` are further spellings of the flag; a value must
-    be one of `choices`, at least `low`, greater than `above` and at most `high`."""
-    return dataclasses.field(
-        default=default, metadata=dict(help=help, older=older, choices=choices, low=low, above=above, high=high)
-    )
+    be one of `choices`, at least `low`, greater than `above` and at most `high`. In a path, ~ is the home folder."""
+    facts = dict(help=help, older=older, choices=choices, low=low, above=above, high=high, is_path=is_path)
+    return dataclasses.field(default=default, metadata=facts)
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Setting:
     low: float | None
     above: float | None
     high: float | None
+    is_path: bool
 
     @property
     def flag(self) -> str:
@@ -78,6 +80,8 @@ class Setting:
     def convert_one(self, value: Any) -> Any:
         """Convert one value to `kind` and check its bounds; UserError, naming flag and value, if it does not fit."""
         wrong = UserError(f"{self.flag} {value!r}: give {KINDS[self.kind]}")
+        if self.is_path and isinstance(value, str | os.PathLike):
+            return os.path.expanduser(os.fspath(value))
         if self.kind in (bool, str) or isinstance(value, bool):
             if type(value) is not self.kind:
                 raise wrong
