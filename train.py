@@ -45,6 +45,8 @@ def main() -> int | None:
         print(f"train.py: interrupted; --resume {last} goes on", file=sys.stderr)
         return 128 + stopped.signal
 
+    if not data.test and not config.no_test:
+        return 0  # there is nothing to test on, as fit has said
     command = ["python", "test.py", "--model_path", str(config.checkpoint_folder)]
     if config.data_path != TrainConfig.data_path:
         command += ["--data_path", config.data_path]

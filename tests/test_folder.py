@@ -266,6 +266,25 @@ def test_the_classes_travel_in_the_checkpoint(tmp_path):
     assert_refused(run(*command[1:], cwd=tmp_path), "crimson", "red")
 
 
+def test_too_few_images_for_a_test_split_or_for_early_stopping(tmp_path):
+    """A fifth of two images, or a tenth of four, is none: that is said, and no command is printed that cannot work."""
+    paint(tmp_path / "few", 1)
+    shutil.rmtree(tmp_path / "few/green")
+    flags = ["--dataset", "folder", "--data_path", "few", "--image_size", 16, "--patch_size", 4, "--embed_dim", 16,
+             "--n_layers", 1, "--epochs", 1]  # fmt: skip
+    done = run("train.py", *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "there are no test images" in done.stdout and "python test.py" not in done.stdout
+    test = ["test.py", "--model_path", "model/vit-layer1-16-folder"]
+    for args in ([], ["--mode", "cifar-single"]):
+        assert_refused(run(*test, *args, cwd=tmp_path), "--data_path few has no test images")
+
+    paint(tmp_path / "more", 2)
+    done = run("train.py", *flags, "--data_path", "more", "--early_stopping", 2, "--folder_name", "x", cwd=tmp_path)
+    assert_refused(done, "--early_stopping", "--val_split 0.1 leaves no images")
+    assert not (tmp_path / "model/x").exists() and not (tmp_path / "output/x").exists()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have UTF-8 names only")
 def test_names_that_the_terminal_cannot_print_end_no_script(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")

@@ -213,6 +213,14 @@ def load_data(
     )
 
 
+def load_split(config: TrainConfig, split: str, *, mean: Sequence[float], std: Sequence[float]) -> Batches:
+    """One split as load_data makes it; UserError if it has no images."""
+    batches = getattr(load_data(config, (split,), mean=mean, std=std), split)
+    if batches is None:
+        raise UserError(f"--data_path {config.data_path} has no {split} images; add some")
+    return batches
+
+
 def make_batches(
     source: Source, split: str, config: TrainConfig, device: torch.device, mean: Sequence[float], std: Sequence[float]
 ) -> Batches | None:
@@ -240,6 +248,8 @@ def test_image(config: TrainConfig, index: int) -> tuple[Image.Image, int]:
         labels = [label for _, label in files]
     else:
         images, labels = read_split(config.dataset, config.data_path, train=False)
+    if not len(labels):
+        raise UserError(f"--data_path {config.data_path} has no test images; add some")
     if not 0 <= index < len(labels):
         raise UserError(f"--index {index}: {config.dataset} has test images 0 to {len(labels) - 1}")
     if config.dataset == "folder":

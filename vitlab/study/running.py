@@ -17,7 +17,7 @@ from tqdm import tqdm
 from vitlab.catalog import TITLES
 from vitlab.checkpoint import load_checkpoint, read_checkpoint
 from vitlab.config import TrainConfig
-from vitlab.datasets.splits import load_data
+from vitlab.datasets.splits import load_data, load_split
 from vitlab.evaluation import metrics
 from vitlab.evaluation.report import predict_all
 from vitlab.files import replacing, writable_folder, write_json
@@ -180,7 +180,7 @@ def predict(config: TrainConfig, split: str) -> tuple[torch.Tensor, torch.Tensor
     """(labels n, logits n x C) of a split by a finished run's best.pt. The labels, predictions and
     probabilities are written to SPLIT.npz in its folder."""
     checkpoint = load_checkpoint(config.checkpoint_folder / "best.pt", device=find_device(config.device))
-    batches = getattr(load_data(config, splits=(split,), mean=checkpoint.mean, std=checkpoint.std), split)
+    batches = load_split(config, split, mean=checkpoint.mean, std=checkpoint.std)
     labels, logits = predict_all(checkpoint.model, batches, split)
     arrays = {
         "labels": labels.numpy().astype(np.int16),

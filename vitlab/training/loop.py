@@ -158,6 +158,11 @@ def begin(
     model.to(device)
     optimizers = optimizers or make_optimizers(model, config)
     check_last_batch(model, sets, config)
+    if config.early_stopping and not sets.val:
+        raise UserError(
+            "--early_stopping watches the validation loss, and "
+            f"--val_split {config.val_split:g} leaves no images for it; raise it"
+        )
 
     resumed = find_resume(config)
     if not resumed:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from vitlab.checkpoint import Checkpoint
 from vitlab.config import TrainConfig
-from vitlab.datasets.splits import load_data
+from vitlab.datasets.splits import load_split
 from vitlab.evaluation import metrics
 from vitlab.evaluation.report import make_report, predict_all
 from vitlab.files import write_json
@@ -21,7 +21,7 @@ MANY_CLASSES = 20  # of more the confusion matrix is not printed
 def report_split(checkpoint: Checkpoint, config: TrainConfig, folder: Path) -> None:
     """Predict the test split of `config`, print the results, and write confusion_matrix.png and report.json."""
     began = time.perf_counter()
-    batches = load_data(config, splits=("test",), mean=checkpoint.mean, std=checkpoint.std).test
+    batches = load_split(config, "test", mean=checkpoint.mean, std=checkpoint.std)
     device = batches.labels.device
     labels, logits = predict_all(checkpoint.model, batches, "test")
     seconds = time.perf_counter() - began
