@@ -116,19 +116,19 @@ class Attention(nn.Module):
 
     def forward(self, x, return_attention=False):  # B x N x D
         B, N, D = x.shape
-        qkv = self.qkv(x).view(B, N, 3, self.num_heads, D // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each B x H x N x D/H
+        q, k, v = self.qkv(x).view(B, N, 3, self.num_heads, -1).unbind(2)  # each B x N x H x D/H
 
         attention = None
         if return_attention or (q.device.type == "cpu" and q.dtype == torch.bfloat16):
-            scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+            scores = torch.einsum("bnhd,bmhd->bhnm", q * q.shape[-1] ** -0.5, k)
             attention = scores.softmax(dim=-1)  # B x H x N x N, rows sum to 1
-            x = self.attn_drop(attention) @ v
+            x = torch.einsum("bhnm,bmhd->bnhd", self.attn_drop(attention), v)
         else:
+            q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))  # each B x H x N x D/H
             x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0)
+            x = x.transpose(1, 2)
 
-        x = x.transpose(1, 2).reshape(B, N, D)
-        return self.proj(x), attention
+        return self.proj(x.reshape(B, N, D)), attention
 
 
 class Mlp(nn.Module):
