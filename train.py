@@ -20,7 +20,11 @@ def main() -> int | None:
         from vitlab.training.fine_tuning import take_architecture
 
         inherited = take_architecture(given["init_from"], given)
-    config = TrainConfig.create(inherited, given)
+    if "resume" in given:
+        from vitlab.training.run_folder import settings_of_resumed
+
+        inherited |= settings_of_resumed(inherited, given)
+    config = TrainConfig.create(inherited, given)  # what is given wins
 
     # Only now, so that --help need not wait for torch
     from model import pick_device
@@ -41,8 +45,8 @@ def main() -> int | None:
     try:
         fit(model, data, config, optimizers=optimizers, schedule=schedule)
     except Stopped as stopped:
-        last = config.checkpoint_folder / "last.pt"
-        print(f"train.py: interrupted; --resume {last} goes on", file=sys.stderr)
+        command = ["python", "train.py", "--resume", str(config.checkpoint_folder / "last.pt")]
+        print(f"train.py: interrupted; to go on: {shlex.join(command)}", file=sys.stderr)
         return 128 + stopped.signal
 
     if not data.test and not config.no_test:

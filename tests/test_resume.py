@@ -3,6 +3,8 @@ the weights of a run that nobody disturbed."""
 
 import csv
 import json
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +13,10 @@ import time
 import pytest
 import torch
 from conftest import ROOT, assert_refused, run
+from PIL import Image
 
 from vitlab.checkpoint import read_checkpoint
+from vitlab.cli import UserError
 from vitlab.config import TrainConfig
 from vitlab.datasets.splits import load_data
 from vitlab.models.registry import build_model
@@ -27,6 +31,7 @@ FLAGS = (
     "--grad_accum_steps 2 --clip_grad 1 --save_every_n_steps 4 --save_every_n_epochs 1 --num_test_images 50"
 ).split()  # 12 batches, 6 steps an epoch
 NAME = "vit-layer2-8-digits"
+TINY = ["--dataset", "digits", "--embed_dim", 16, "--n_layers", 1, "--num_train_images", 100]
 
 # train.py, killed like kill -9 by its own hand: at the Nth batch, or half way through the Nth save
 KILLED = """
@@ -168,9 +173,71 @@ def test_a_signal_saves_and_resume_goes_on(undisturbed, tmp_path, number, status
     assert process.returncode == status, err
     assert "last.pt" in err and len(err.strip().splitlines()) == 1
     assert final(tmp_path)["training"]["progress"]["epoch"] < 4
-    done, batches = train(tmp_path, "--resume", "auto")
-    assert done.returncode == 0 and batches < 4 * 12
+    words = shlex.split(err.split("to go on: ")[1])
+    assert words == ["python", "train.py", "--resume", f"model/{NAME}/last.pt"]
+    done = run(*words[1:], cwd=tmp_path)  # as typed: every setting comes from the checkpoint
+    assert done.returncode == 0 and "going on after" in done.stdout and "from here on" not in done.stdout
     assert_same_end(tmp_path, undisturbed)
+
+
+def test_flags_win_over_the_settings_of_the_run_and_are_told(tmp_path):
+    done = run("train.py", *TINY, "--epochs", 2, "-lr", 1e-3, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    last = "model/vit-layer1-8-digits/last.pt"
+    before = read_checkpoint(tmp_path / last)["config"]
+    done = run("train.py", "--dataset", "digits", "--resume", last, "--epochs", 3, "--no_test", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = [line for line in done.stdout.splitlines() if line.startswith("from here on")]
+    assert told == [
+        "from here on with --epochs 3, until now 2",
+        "from here on with --no_test True, until now False",
+    ]
+    after = read_checkpoint(tmp_path / last)["config"]
+    assert {name for name in after if after[name] != before[name]} == {"epochs", "no_test", "resume", "model_path"}
+
+    done = run("train.py", "--resume", last, "--folder_name", "other", cwd=tmp_path)
+    assert_refused(done, "--folder_name other", "vit-layer1-8-digits")
+
+
+def test_resume_auto_goes_on_with_the_run_that_fits(tmp_path):
+    def train(*more):
+        done = run("train.py", *TINY, "--epochs", 1, "--no_test", *more, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    train("--min_lr", 1e-4)
+    train("--embed_dim", 32)
+    assert "vit-layer1-8-digits is finished" in train("--resume", "auto")
+    assert "vit-layer1-8-digits-2 is finished" in train("--resume", "auto", "--embed_dim", 32)
+    more = train("--resume", "auto", "--epochs", 2)  # a later flag wins
+    assert "going on after 1 epochs" in more
+    assert read_checkpoint(tmp_path / "model/vit-layer1-8-digits/last.pt")["config"]["min_lr"] == 1e-4
+    other = train("--resume", "auto", "--embed_dim", 48)
+    assert "vit-layer1-8-digits-2/last.pt is another run: --embed_dim 32, not 48" in other
+    assert "this run is called vit-layer1-8-digits-3" in other
+
+
+def test_classes_agree_by_name(tmp_path):
+    for name, shade in (("apple", 30), ("banana", 120), ("cherry", 220)):
+        for i in range(10):
+            (tmp_path / "fruit" / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (shade, i, i)).save(tmp_path / "fruit" / name / f"{i}.png")
+    flags = ["--dataset", "folder", "--data_path", "fruit", "--image_size", 8, "--embed_dim", 16, "--depth", 1]
+    done = run("train.py", *flags, "--epochs", 1, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    shutil.copytree(tmp_path / "fruit", tmp_path / "renamed")
+    (tmp_path / "renamed/apple").rename(tmp_path / "renamed/zapple")
+    (tmp_path / "fruit/apple").rename(tmp_path / "fruit/zapple")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    last = "model/vit-layer1-8-folder/last.pt"
+    for resume in (["--resume", "auto"], ["--resume", last], ["--resume", last, "--data_path", "renamed"]):
+        done = run("train.py", *flags, "--epochs", 2, *resume, cwd=tmp_path)
+        assert_refused(done, "apple", "zapple", "last.pt", "--resume")
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    paths = dict(data_path=str(tmp_path / "fruit"), resume=str(tmp_path / last))
+    config = TrainConfig.create(read_checkpoint(tmp_path / last)["config"], paths)
+    with pytest.raises(UserError, match="apple.*last.pt was trained on"):
+        fit(build_model(config), load_data(config), config)
 
 
 def test_resume_auto_begins_anew_where_there_is_nothing(tmp_path):

@@ -135,7 +135,9 @@ class RunSettings:
     folder_name: str | None = setting(None, "NAME (default: vit-layer{n_layers}-{image_size}-{dataset})")
     no_test: bool = setting(False, "leave the test set alone")
     resume: str | None = setting(
-        None, "auto (the run's last.pt, where there is one) or a checkpoint to go on from", is_path=True
+        None,
+        "a last.pt to go on from, with its settings; auto: that of the newest run of this name that fits",
+        is_path=True,
     )
     init_from: str | None = setting(None, "a checkpoint whose weights to start from (fine-tuning)", is_path=True)
     save_every_n_epochs: int | None = setting(None, "keep ViT_model_{epoch}.pt that often", low=1)

@@ -26,7 +26,7 @@ from vitlab.models.registry import build_model, count_flops, count_parameters
 from vitlab.study.design import Cell, Study
 from vitlab.study.plan import check_folder, check_sizes, finished_result, plan, recorded_settings, trials
 from vitlab.training.loop import fit
-from vitlab.training.run_folder import newest
+from vitlab.training.run_folder import last_checkpoints
 from vitlab.training.stopping import passing_on_sigterm
 
 
@@ -146,7 +146,7 @@ def run_quietly(cell: Cell) -> dict:
 def run_cell(cell: Cell) -> dict:
     """Train and test one cell. Returns its result, which is also written to cell.json in its folder."""
     config = cell.config
-    config.overwrite = newest(config) is None  # a folder without weights is from another machine, unfinished
+    config.overwrite = not last_checkpoints(config)  # a folder without weights is from another machine, unfinished
     model = build_model(config)
     report = fit(model, load_data(config, splits=("train", "val")), config)
     if cell.test:

@@ -14,6 +14,7 @@ import yaml
 from torch import nn
 
 from model import VisionTransformer
+from vitlab.catalog import describe
 from vitlab.checkpoint import read_checkpoint
 from vitlab.cli import UserError
 from vitlab.config import SETTINGS, TrainConfig, changed_settings, flag
@@ -47,11 +48,11 @@ def check_can_train(config: TrainConfig) -> None:
     With --resume, model_path and folder_name become those of the run that is resumed.
     """
     pick_amp(find_device(config.device), config.amp)
-    tracking.check_packages(config.log_backend)
-    resumed = find_resume(config, lazily=True)
+    tracking.check_backend(config.log_backend)
+    resumed = find_resume(config, describe(config.dataset, config.data_path).classes, lazily=True)
     if resumed:
-        continue_in(config, resumed[0])
-    if config.init_from:
+        continue_in(config, *resumed)
+    elif config.init_from:
         read_checkpoint(config.init_from, lazily=True)
 
 
@@ -164,13 +165,12 @@ def begin(
             f"--val_split {config.val_split:g} leaves no images for it; raise it"
         )
 
-    resumed = find_resume(config)
+    resumed = find_resume(config, sets.classes)
     if not resumed:
         set_whitening(model, sets)
     notes = load_weights(model, config.init_from, sets.classes) if config.init_from and not resumed else []
     if resumed:
-        path, checkpoint = resumed
-        continue_in(config, path)
+        continue_in(config, *resumed)
         make_folders(config, config.folder_name)
     else:
         config.folder_name = claim_folders(config)
@@ -191,6 +191,7 @@ def begin(
     )
     if not resumed:
         return run, None
+    checkpoint = resumed[1]
     run.restore(checkpoint)
     best = config.checkpoint_folder / "best.pt"
     if best.exists() and read_checkpoint(best, lazily=True)["training"]["progress"]["epoch"] > run.progress.epoch:
@@ -216,7 +217,7 @@ def set_whitening(model: nn.Module, sets: Splits, images: int = 5000) -> None:
 def announce(run: Run, sets: Splits, config_before: dict | None) -> None:
     """Say what is trained, and write config.yaml and the first last.pt."""
     model, config, progress = run.model, run.config, run.progress
-    if progress.finished and sets.test and not config.no_test:
+    if progress.test_readings and sets.test and not config.no_test:
         print(f"the test images were read after epoch {progress.epoch} and will be again: choose nothing by them")
     progress.finished = False
     print(

@@ -2,11 +2,13 @@
 
 import csv
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-from vitlab.checkpoint import read_checkpoint
+from vitlab.catalog import describe
+from vitlab.checkpoint import check_classes, read_checkpoint
 from vitlab.cli import UserError
-from vitlab.config import TrainConfig, changed_settings, flag
+from vitlab.config import SETTINGS, TrainConfig, changed_settings, flag
 from vitlab.files import replacing, writable_folder
 
 COLUMNS = (  # of metrics.csv, and the keys of a row of the history
@@ -31,8 +33,8 @@ RUN_FILES = (
     "training.gif",
 )
 
-# Settings that must not change when a run is resumed, besides the model's
-MUST_MATCH_ON_RESUME = (
+# Settings that must not change when a run is resumed, besides the model's and whether weights are averaged
+FIXED = (
     "dataset",
     "batch_size",
     "seed",
@@ -55,6 +57,9 @@ SILENT_ON_RESUME = (
     "resume",
     "overwrite",
 )
+
+
+REMEDY = "give the same, or start anew without --resume"
 
 
 def claim_folders(config: TrainConfig) -> str:
@@ -107,48 +112,96 @@ def make_folders(config: TrainConfig, name: str) -> None:
     writable_folder(Path(config.output_path) / name, "--output_path")
 
 
-def newest(config: TrainConfig) -> Path | None:
-    """The last of NAME/last.pt, NAME-2/last.pt, ... (the names that claim_folders gives), or None."""
-    last, name, number = None, config.folder_name, 2
+def last_checkpoints(config: TrainConfig) -> list[Path]:
+    """last.pt of the runs NAME, NAME-2, ... (the names that claim_folders gives), the newest name first."""
+    paths, name, number = [], config.folder_name, 2
     while any((Path(path) / name).is_dir() for path in (config.model_path, config.output_path)):
-        path = Path(config.model_path) / name / "last.pt"
-        last = path if path.is_file() else last
+        paths.insert(0, Path(config.model_path) / name / "last.pt")
         name = f"{config.folder_name}-{number}"
         number += 1
-    return last
+    return [path for path in paths if path.is_file()]
 
 
-def find_resume(config: TrainConfig, *, lazily: bool = False) -> tuple[Path, dict] | None:
-    """The checkpoint that config.resume names, its path and its contents; None if the run starts anew.
+def find_resume(config: TrainConfig, classes: Sequence[str], *, lazily: bool = False) -> tuple[Path, dict] | None:
+    """The checkpoint that config.resume names, its path and its contents; None if the run starts anew. "auto" is the
+    newest run of that name that fits.
 
-    lazily: read only what the comparison with the config needs (read_checkpoint).
+    classes: of the data; they must agree by name. lazily: read only what the comparison with the config needs (read_checkpoint).
     Raises UserError if the checkpoint does not fit: another architecture, other data, no training state.
     """
     if config.resume is None:
         return None
-    path = newest(config) if config.resume == "auto" else Path(config.resume)
-    if path is None:
-        return None
-    path = path / "last.pt" if path.is_dir() else path
+    if config.resume != "auto":
+        path, checkpoint = read_training_state(config.resume, lazily=lazily)
+        if change := first_change(checkpoint["config"], config):
+            raise UserError(f"--resume {path}: it was trained with {change}; {REMEDY}")
+        check_classes(f"--data_path {config.data_path}", classes, f"--resume {path}", checkpoint["classes"])
+        return path, checkpoint
+    for path in last_checkpoints(config):
+        path, checkpoint = read_training_state(path, lazily=lazily)
+        same_data = Path(checkpoint["config"]["data_path"]).resolve() == Path(config.data_path).resolve()
+        if first_change(checkpoint["config"], config) or not (same_data or tuple(checkpoint["classes"]) == tuple(classes)):
+            continue
+        check_classes(f"--data_path {config.data_path}", classes, f"--resume auto: {path}", checkpoint["classes"])
+        return path, checkpoint
+    return None
+
+
+def read_training_state(path: str | Path, *, lazily: bool) -> tuple[Path, dict]:
+    """A checkpoint (a folder: its last.pt), its path and its contents; UserError if a training cannot go on from it."""
+    path = Path(path) / "last.pt" if Path(path).is_dir() else Path(path)
     path = path if path.parent.name else path.absolute()  # a file in the current folder: its run's name is needed
     checkpoint = read_checkpoint(path, lazily=lazily)
     if not isinstance(checkpoint, dict) or "optimizers" not in checkpoint.get("training", {}):
         raise UserError(f"--resume {path} holds weights without the state of a training; --init_from starts from them")
-    fixed = ("model", *config.model_args(), *MUST_MATCH_ON_RESUME)
-    for name, (before, now) in changed_settings(checkpoint["config"], config, fixed).items():
-        raise UserError(
-            f"--resume {path}: it was trained with {flag(name)} {before}, not {now}; "
-            "give the same, or start anew without --resume"
-        )
-    ema_decay = checkpoint["config"]["ema_decay"]
-    if bool(ema_decay) != bool(config.ema_decay):
-        raise UserError(f"--resume {path}: it was trained with --ema_decay {ema_decay:g}; give the same")
     return path, checkpoint
 
 
-def continue_in(config: TrainConfig, checkpoint: Path) -> None:
-    """Set the config's model_path and folder_name to those of the run that the checkpoint belongs to."""
-    config.model_path, config.folder_name = str(checkpoint.parent.parent), checkpoint.parent.name
+def first_change(before: dict, config: TrainConfig) -> str | None:
+    """The first setting that forbids a run with the settings `before` to go on with this config, in words."""
+    for name, (was, now) in changed_settings(before, config, ("model", *config.model_args(), *FIXED)).items():
+        return f"{flag(name)} {was}, not {now}"
+    was, now = before.get("ema_decay", 0), config.ema_decay
+    if bool(was) != bool(now):
+        return f"{flag('ema_decay')} {was:g}, not {now:g}"
+    return None
+
+
+def settings_of_resumed(inherited: dict, given: dict) -> dict:
+    """The settings with which the run that --resume names was trained, but for those that say where it is; {} if a run
+    starts anew, which a line explains. `given` are the settings of the command line, which must not contradict them,
+    `inherited` those of --init_from.
+
+    Raises UserError as find_resume does."""
+    if given["resume"] == "auto":
+        config = TrainConfig.create(inherited, given)
+        resumed = find_resume(config, describe(config.dataset, config.data_path).classes, lazily=True)
+        if not resumed:
+            for path in last_checkpoints(config):
+                before = read_checkpoint(path, lazily=True)["config"]
+                print(f"{path} is another run: {first_change(before, config) or 'its classes are others'}")
+            return {}
+    elif "init_from" in given:
+        return {}  # create() refuses both together
+    else:
+        resumed = read_training_state(given["resume"], lazily=True)
+        name = resumed[0].parent.name
+        if given.get("folder_name", name) != name:
+            raise UserError(f"--folder_name {given['folder_name']}: --resume goes on in that of {name}; leave it out")
+    path, checkpoint = resumed
+    before = {name: value for name, value in checkpoint["config"].items() if name in SETTINGS}
+    if change := first_change(before, TrainConfig(**{**before, **given})):
+        raise UserError(f"--resume {path}: it was trained with {change}; leave the flag out, or start anew")
+    left_out = {"resume", "init_from", "overwrite", "model_path", "folder_name"}
+    if {"warmup_epochs", "warmup_steps"} & set(given):
+        left_out |= {"warmup_epochs", "warmup_steps"}
+    return {name: value for name, value in before.items() if name not in left_out}
+
+
+def continue_in(config: TrainConfig, path: Path, checkpoint: dict) -> None:
+    """Set what the config says of where the run is, and of where it came from, to that of the checkpoint's run."""
+    config.model_path, config.folder_name = str(path.parent.parent), path.parent.name
+    config.init_from = checkpoint["config"].get("init_from")
 
 
 def write_metrics(path: Path, history: list[dict]) -> Path:
