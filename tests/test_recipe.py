@@ -47,6 +47,26 @@ def fit(tmp_path, **args):
     return read_checkpoint(config.checkpoint_folder / "last.pt"), report, config.output_folder
 
 
+@pytest.mark.parametrize("accumulate, step_images", [(4, 200), (16, 300)])
+def test_with_accumulation_every_image_weighs_the_same(tmp_path, accumulate, step_images):
+    """270 images, five batches of 50 and one of 20: the gradients of an epoch's steps are those of all images."""
+    config = TrainConfig.create(
+        TINY, batch_size=50, epochs=1, grad_accum_steps=accumulate, no_test=True,
+        output_path=str(tmp_path), model_path=str(tmp_path),
+    )  # fmt: skip
+    model, sets, gradients = build_model(config), load_data(config), []
+
+    class Collect(torch.optim.SGD):
+        def step(self, closure=None):
+            gradients.append(model.head.weight.grad.clone())
+
+    loop.fit(model, sets, config, optimizers=[Collect(model.parameters())])
+    images, labels = sets.train.sample(270)
+    (expected,) = torch.autograd.grad(F.cross_entropy(model(images), labels, reduction="sum"), model.head.weight)
+    assert len(gradients) == -(-6 // accumulate)
+    torch.testing.assert_close(sum(gradients) * step_images, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_accumulated_batches_are_one_large_batch(tmp_path):
     rest = dict(epochs=2, optimizer="sgd", pool="mean", val_split=0.04)  # 288 images: 8 x 36 = 4 x 72
     rest |= dict(learning_rate=0.1, min_lr=0.1, warmup_epochs=0)
@@ -269,6 +289,15 @@ def test_tensorboard_holds_the_curves(tmp_path):
     assert [event.step for event in events.Scalars("step/loss")] == list(range(2, 37, 2))
 
 
+def test_steps_of_many_batches_are_logged(tmp_path):
+    """Steps end at the epochs' ends, which are no multiples of log_every_n_steps."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    more = dict(batch_size=50, epochs=4, grad_accum_steps=16, log_every_n_steps=10)
+    _, _, output = fit(tmp_path, **more, log_backend="tensorboard")  # six batches an epoch
+    events = accumulator.EventAccumulator(str(output / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("step/loss")] == [12, 24]
+
+
 def test_a_resumed_run_takes_the_new_flags(tmp_path):
     first, _, _ = fit(tmp_path, epochs=1, optimizer="muon", weight_decay=0.1, muon_lr=0.01, learning_rate=1e-3)
     for state in first["training"]["optimizers"]:
@@ -312,12 +341,22 @@ def test_weights_and_biases_offline(tmp_path, monkeypatch):
     assert b"trial" in file.read_bytes() and b"epoch/train_loss" in file.read_bytes()
 
 
+def test_weights_and_biases_without_a_key(tmp_path):
+    pytest.importorskip("wandb")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")} | {"HOME": str(tmp_path)}
+    work = tmp_path / "work"
+    work.mkdir()
+    done = run("train.py", *FLAGS, "--epochs", 1, "--log_backend", "wandb", cwd=work, env=env)
+    assert_refused(done, "--log_backend wandb", "API key", "wandb login", "WANDB_MODE=offline")
+    assert not list(work.iterdir())
+
+
 def test_a_missing_logger_is_named_before_any_work(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for backend, package in (("tensorboard", "tensorboard"), ("wandb", "wandb"), ("both", "tensorboard")):
         with pytest.raises(UserError, match=f"pip install {package}"):
-            tracking.check_packages(backend)
-    tracking.check_packages("none")
+            tracking.check_backend(backend)
+    tracking.check_backend("none")
 
 
 # ----------------------------------------------------------------------------------------- bad input

@@ -392,6 +392,23 @@ def test_help_and_wrong_flags_need_no_torch():
         assert done.stdout.splitlines()[-1] == f"{status} False", done.stderr
 
 
+def test_a_closed_pipe_is_no_traceback():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-c", "from vitlab.cli import run_cli; run_cli(lambda: print(1))"]
+    done = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_training_ends_where_nobody_reads(tmp_path):
+    command = [sys.executable, "-u", ROOT / "train.py", *map(str, TINY), "--epochs", "3"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == "" and process.wait() == 141
+
+
 def test_amp_follows_the_hardware(monkeypatch):
     cpu, cuda, mps = (torch.device(name) for name in ("cpu", "cuda", "mps"))
     for has in (True, False):

@@ -54,15 +54,24 @@ def check_folder_name(name: str) -> None:
 
 def run_cli(main: Callable[[], int | None]) -> NoReturn:
     """Run a script's main() and exit with what it returns (None: 0). A UserError becomes one line on stderr and exit
-    status 2, Ctrl-C exit status 130. What the terminal's encoding lacks is printed as an escape such as \\u732b."""
+    status 2, Ctrl-C exit status 130; a closed pipe (`| head -1`) ends it with 141. What the terminal's encoding lacks is
+    printed as an escape such as \\u732b."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    script = Path(sys.argv[0]).name
     try:
-        sys.exit(main())
+        try:
+            status = main()
+        finally:
+            sys.stdout.flush()  # here, not when Python exits, where a closed pipe cannot be caught
     except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        sys.exit(2)
+        print(f"{script}: {error}", file=sys.stderr)
+        status = 2
     except KeyboardInterrupt:
-        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
-        sys.exit(130)
+        print(f"{script}: interrupted", file=sys.stderr)
+        status = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in the buffer
+        status = 141
+    sys.exit(status)

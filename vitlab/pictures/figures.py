@@ -34,12 +34,14 @@ def plot_curve(
     path: str | Path,
     *,
     test: float | None = None,
+    test_readings: int = 1,
     best_epoch: int | None = None,
     soft_labels: bool = False,
 ) -> str | Path:
     """Training and validation "loss" or "accuracy" over the epochs.
 
-    test: one marked point, at `best_epoch`, whose weights were tested. soft_labels: the legend says that the
+    test: one marked point, at `best_epoch`, whose weights were tested; the legend says how often the test images were
+    read, of which this is the last reading. soft_labels: the legend says that the
     training loss is against smoothed or mixed labels, and cannot be compared with the other splits' loss.
     """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -52,7 +54,8 @@ def plot_curve(
         if not np.isnan(values).all():
             axes.plot(epochs, values, label=label, marker=marker)
     if test is not None:
-        axes.plot([best_epoch], [test], "*", color="black", markersize=12, label=f"test, once: {test:.4f}")
+        readings = "once" if test_readings == 1 else f"read {test_readings} times"
+        axes.plot([best_epoch], [test], "*", color="black", markersize=12, label=f"test, {readings}: {test:.4f}")
     label_axes(axes, metric)
     axes.legend()
     return save_figure(figure, path)

@@ -15,7 +15,7 @@ from vitlab.config import flag
 from vitlab.datasets.augment import make_mix
 from vitlab.datasets.splits import Splits
 from vitlab.hardware import autocast
-from vitlab.training.optimizers import accumulation, optimizer_step, set_learning_rate
+from vitlab.training.optimizers import accumulation, loss_weight, optimizer_step, set_learning_rate
 from vitlab.training.state import Run, generator_states, set_generator_states
 from vitlab.training.stopping import Stopped
 
@@ -47,7 +47,7 @@ def train_one_epoch(run: Run, sets: Splits, stop: Callable[[], int]) -> tuple[fl
                 logits = run.forward(images)
                 loss = F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
             count, is_last = accumulation(step, steps, config.grad_accum_steps)
-            run.scaler.scale(loss / count).backward()
+            run.scaler.scale(loss * loss_weight(len(labels), sets.train, config)).backward()
             if is_last:
                 optimizer_step(run.model, run.optimizers, run.scaler, config.clip_grad, run.average)
 
@@ -56,11 +56,9 @@ def train_one_epoch(run: Run, sets: Splits, stop: Callable[[], int]) -> tuple[fl
             if not is_last:
                 continue
             progress.step = step + 1
-            log_step(run, meter, progress.epoch * steps + progress.step, loss, rate)
+            log_step(run, meter, progress.epoch * steps + progress.step, count, loss, rate)
             meter.show(bar)
-            every = config.save_every_n_steps
-            is_due = every and progress.step // every > (progress.step - count) // every
-            if progress.step < steps and (is_due or stop()):
+            if progress.step < steps and (is_due(progress.step, count, config.save_every_n_steps) or stop()):
                 meter.flush()
                 check_weights(run, images, targets)
                 run.save("last.pt", sets)
@@ -132,10 +130,17 @@ class Meter:
             )
 
 
-def log_step(run: Run, meter: Meter, step: int, loss: torch.Tensor, rate: float) -> None:
-    """Send the loss of a training step, counted over all epochs, to the tracker every config.log_every_n_steps."""
-    every, progress = run.config.log_every_n_steps, run.progress
-    if run.tracker and every and step % every == 0:
+def is_due(step: int, count: int, every: int | None) -> bool:
+    """Whether what happens every so many batches (0, None: never) is due after batch `step`, the last of `count` that
+    made up one optimiser step."""
+    return bool(every) and step // every > (step - count) // every
+
+
+def log_step(run: Run, meter: Meter, step: int, count: int, loss: torch.Tensor, rate: float) -> None:
+    """Send the loss of batch `step`, counted over all epochs, the last of `count` of its optimiser step, to the tracker
+    every config.log_every_n_steps."""
+    progress = run.progress
+    if run.tracker and is_due(step, count, run.config.log_every_n_steps):
         meter.flush()
         run.tracker.scalars(
             step,

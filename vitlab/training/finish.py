@@ -19,6 +19,7 @@ def finish(run: Run, sets: Splits, snapshots: Snapshots) -> dict:
     best = config.checkpoint_folder / "best.pt"
     run.evaluated.load_state_dict(read_checkpoint(best)["model"])
     test = evaluate(run.evaluated, sets.test, "test") if sets.test and not config.no_test else None
+    progress.test_readings += test is not None
 
     row = progress.history[progress.best_epoch - 1]
     training_seconds = sum(row["seconds"] for row in progress.history)
@@ -41,7 +42,7 @@ def finish(run: Run, sets: Splits, snapshots: Snapshots) -> dict:
     print(write_json(config.output_folder / "report.json", report))
 
     last = read_checkpoint(config.checkpoint_folder / "last.pt")
-    last["training"]["progress"]["finished"] = True
+    last["training"]["progress"].update(finished=True, test_readings=progress.test_readings)
     write_checkpoint(config.checkpoint_folder / "last.pt", last)
 
     if val := progress.best:
@@ -66,6 +67,7 @@ def draw(run: Run, steps_per_epoch: int, snapshots: Snapshots, test: dict | None
             quantity,
             path,
             test=test and test[quantity],
+            test_readings=progress.test_readings,
             best_epoch=progress.best_epoch,
             soft_labels=bool(config.label_smoothing or config.mixup or config.cutmix),
         )

@@ -1,7 +1,7 @@
 """The recipe: AdamW, SGD or Muon, the learning rate of each step, and the average of the weights."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 
 import torch
 from torch import nn
@@ -93,6 +93,15 @@ def accumulation(batch: int, batches: int, accumulate: int) -> tuple[int, bool]:
     first = batch // accumulate * accumulate
     count = min(accumulate, batches - first)
     return count, batch + 1 == first + count
+
+
+def loss_weight(images: int, batches: Sized, config: TrainConfig) -> float:
+    """What the mean loss of a batch with so many images is multiplied with. With accumulation every image of an epoch
+    counts the same, in a smaller last batch and in a last step of fewer batches too; without it the weight is 1."""
+    if config.grad_accum_steps == 1:
+        return 1.0
+    complete = getattr(batches, "batch_size", None) or config.batch_size
+    return images / (complete * min(config.grad_accum_steps, len(batches)))
 
 
 def optimizer_step(

@@ -35,6 +35,7 @@ class Progress:
     waited: int = 0
     images: int = 0  # in a complete epoch
     finished: bool = False
+    test_readings: int = 0  # how often the test images were read
     wall: float = 0.0  # seconds of the complete run, without interruptions
 
     def add(self, batches: list[tuple[float, int, int]], seconds: float) -> None:
@@ -138,7 +139,8 @@ class Run:
         Raises UserError if the optimisers' state does not fit.
         """
         training = checkpoint["training"]
-        self.progress = Progress(**training["progress"])
+        read_before = int(training["progress"]["finished"] and not checkpoint["config"]["no_test"])
+        self.progress = Progress(**{"test_readings": read_before, **training["progress"]})  # older ones lack it
         self.began = time.perf_counter() - self.progress.wall - self.progress.seconds
         self.evaluated.load_state_dict(checkpoint["model"])
         if self.average:

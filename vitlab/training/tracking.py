@@ -5,6 +5,7 @@ runs offline: WANDB_MODE=offline.
 """
 
 import importlib.util
+import os
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,23 @@ from vitlab.config import TrainConfig
 PACKAGES = {"tensorboard": ("tensorboard",), "wandb": ("wandb",), "both": ("tensorboard", "wandb"), "none": ()}
 
 
-def check_packages(backend: str) -> None:
-    """Raise UserError, naming what to install, if a package that `backend` needs is missing."""
+def check_backend(backend: str) -> None:
+    """Raise UserError if a package that `backend` needs is missing, naming what to install, or if Weights & Biases
+    does not know the user."""
     for package in PACKAGES[backend]:
         if importlib.util.find_spec(package) is None:
             raise UserError(f"--log_backend {backend} needs {package}: pip install {package}")
+    if "wandb" in PACKAGES[backend] and os.environ.get("WANDB_MODE", "online") in ("online", "shared"):
+        import wandb
+
+        try:
+            wandb.login()  # asks for the key where there is a terminal
+        except wandb.Error as error:
+            raise UserError(f"--log_backend {backend}: {one_line(error)}; or run offline: WANDB_MODE=offline") from None
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")
 
 
 class Tracker:
@@ -39,9 +52,12 @@ class Tracker:
         if "wandb" in PACKAGES[config.log_backend]:
             import wandb
 
-            self.wandb = wandb.init(
-                project=config.project_name, name=config.folder_name, config=vars(config), dir=str(folder)
-            )
+            try:
+                self.wandb = wandb.init(
+                    project=config.project_name, name=config.folder_name, config=vars(config), dir=str(folder)
+                )
+            except wandb.Error as error:
+                raise UserError(f"--log_backend {config.log_backend}: {one_line(error)}") from None
 
     def scalars(self, step: int, values: dict[str, float | None]) -> None:
         """Log numbers at a step; None is left out."""
