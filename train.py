@@ -16,7 +16,7 @@ from vitlab.config import TrainConfig, read_args
 
 def main() -> int | None:
     given, inherited = read_args(description=__doc__), {}
-    if "init_from" in given:
+    if "init_from" in given and given.get("resume", "auto") == "auto":  # other pairs are refused by create()
         from vitlab.training.fine_tuning import take_architecture
 
         inherited = take_architecture(given["init_from"], given)

@@ -126,7 +126,7 @@ def find_resume(config: TrainConfig, classes: Sequence[str], *, lazily: bool = F
     """The checkpoint that config.resume names, its path and its contents; None if the run starts anew. "auto" is the
     newest run of that name that fits.
 
-    classes: of the data; they must agree by name. lazily: read only what the comparison with the config needs (read_checkpoint).
+    classes: of the data; they must be the same, by name. lazily: read only what is compared (read_checkpoint).
     Raises UserError if the checkpoint does not fit: another architecture, other data, no training state.
     """
     if config.resume is None:
@@ -139,8 +139,9 @@ def find_resume(config: TrainConfig, classes: Sequence[str], *, lazily: bool = F
         return path, checkpoint
     for path in last_checkpoints(config):
         path, checkpoint = read_training_state(path, lazily=lazily)
-        same_data = Path(checkpoint["config"]["data_path"]).resolve() == Path(config.data_path).resolve()
-        if first_change(checkpoint["config"], config) or not (same_data or tuple(checkpoint["classes"]) == tuple(classes)):
+        same_path = Path(checkpoint["config"]["data_path"]).resolve() == Path(config.data_path).resolve()
+        other_data = tuple(checkpoint["classes"]) != tuple(classes) and not same_path
+        if other_data or first_change(checkpoint["config"], config):
             continue
         check_classes(f"--data_path {config.data_path}", classes, f"--resume auto: {path}", checkpoint["classes"])
         return path, checkpoint
@@ -182,7 +183,7 @@ def settings_of_resumed(inherited: dict, given: dict) -> dict:
                 print(f"{path} is another run: {first_change(before, config) or 'its classes are others'}")
             return {}
     elif "init_from" in given:
-        return {}  # create() refuses both together
+        return {}
     else:
         resumed = read_training_state(given["resume"], lazily=True)
         name = resumed[0].parent.name
