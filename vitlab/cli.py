@@ -54,8 +54,8 @@ def check_folder_name(name: str) -> None:
 
 def run_cli(main: Callable[[], int | None]) -> NoReturn:
     """Run a script's main() and exit with what it returns (None: 0). A UserError becomes one line on stderr and exit
-    status 2, Ctrl-C exit status 130; a closed pipe (`| head -1`) ends it with 141. What the terminal's encoding lacks is
-    printed as an escape such as \\u732b."""
+    status 2, Ctrl-C exit status 130; a closed pipe (`| head -1`) ends it with 141. What the terminal's encoding lacks
+    is printed as an escape such as \\u732b."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
