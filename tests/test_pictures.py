@@ -6,7 +6,21 @@ import pytest
 from PIL import Image
 
 from vitlab.pictures import canvas, figures
-from vitlab.pictures.tiles import TIMES_UNIFORM, Scale, attention_frames, colours, mark, overlay, sheet, tile_side
+from vitlab.pictures.tiles import (
+    HIDDEN,
+    TIMES_UNIFORM,
+    Scale,
+    attention_frames,
+    colours,
+    head_name,
+    hidden_name,
+    hidden_rows,
+    layer_name,
+    mark,
+    overlay,
+    sheet,
+    tile_side,
+)
 
 RNG = np.random.default_rng(0)
 NOISE = Image.fromarray(RNG.integers(0, 256, (48, 64, 3), dtype=np.uint8))
@@ -97,6 +111,20 @@ def test_the_brightness_of_an_overlay_tells_the_map_alone(under):
         assert luma.std() > 0  # and what is in the image can still be seen within a patch
         edge = overlay(image, np.ones((3, 3)), 96) @ (0.299, 0.587, 0.114)
         assert edge[40, 40] > edge[40, 60] + 20
+
+
+def test_captions_count_from_one():
+    assert f"{layer_name(1, 12)}, {head_name(2, 4)}" == "layer 2 of 12, head 3 of 4"
+    assert head_name("mean", 4) == "mean of 4 heads"
+
+
+def test_what_is_inside_the_blocks_is_not_stretched():
+    """Sizes that differ by a hundredth are drawn alike."""
+    names = ["patch_embed", *(hidden_name(0, part) for part in HIDDEN)]
+    hidden = {name: 1 + 0.01 * RNG.random((16, 8)) for name in names}
+    ((_, *tiles),) = hidden_rows(NOISE.resize((32, 32)), hidden, [0], 1)
+    assert [caption.split("\n")[0] for caption, _ in tiles] == ["embedded patches", *HIDDEN]
+    assert all(np.ptp(pixels.astype(int), axis=(0, 1)).max() < 8 for _, pixels in tiles)
 
 
 def test_tiles_show_whole_pixels():

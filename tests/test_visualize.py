@@ -18,7 +18,7 @@ from vitlab.checkpoint import load_checkpoint
 from vitlab.config import TrainConfig
 from vitlab.datasets.splits import load_data
 from vitlab.datasets.splits import test_image as official_image
-from vitlab.pictures.tiles import colours, overlay
+from vitlab.pictures.tiles import colours, enlarge, overlay
 from vitlab.views.image_views import IMAGE_VIEWS
 from vitlab.views.model_views import MODEL_VIEWS, silhouette
 from vitlab.views.view import View
@@ -106,6 +106,16 @@ def test_pictures_of_a_test_image(root, command, names):
     for path in paths:
         with Image.open(path) as image:
             assert image.width > 300 and np.asarray(image.convert("L")).std() > 20
+    with Image.open(paths[0]) as sheet:  # begins with the image itself, in whole pixels, and has no column to spare
+        pixels = np.asarray(sheet.convert("RGB"))
+    original = enlarge(look_at(root, 0)[0], 160)
+    at = [y for y in range(len(pixels) - 160) if np.array_equal(pixels[y : y + 160, 8:168], original)]
+    assert at or command == "tokens"  # there patches are framed
+    last = pixels[:, -168:-8]
+    assert len(paths) > 1 or (last[60:200] != 255).any(-1).mean() > 0.9
+    if paths[-1].suffix == ".gif":
+        durations, _ = frames(paths[-1])
+        assert durations[0] == durations[-1] == 3 * durations[1]  # a rest before it begins again
     if command == "tokens":
         assert len(frames(paths[1])[0]) == 16  # a frame for each patch
     if command == "hidden":

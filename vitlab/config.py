@@ -152,7 +152,7 @@ class RunSettings:
         choices=("token_attn_maps", "cls_heatmap", "hidden", "hooks", "cls_dim_reduction"),
     )
     visualize_every_n_epochs: int = setting(10, "how often, and after the last epoch", low=1)
-    visualize_layers: tuple[int, ...] = setting((), "of which blocks (default: first, middle, last)", low=0)
+    visualize_layers: tuple[int, ...] = setting((), "of which blocks, from 0 (default: first, middle, last)", low=0)
     save_npy: bool = setting(False, "the numbers of these pictures too, as .npy")
 
 
