@@ -274,6 +274,9 @@ def test_too_few_images_for_a_test_split_or_for_early_stopping(tmp_path):
              "--n_layers", 1, "--epochs", 1]  # fmt: skip
     done = run("train.py", *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "output/vit-layer1-16-folder/report.json").read_text())
+    assert report["data"] == ["2 classes: blue, red", "train: 2 images of 2 classes", *report["data"][2:]]
+    assert all(line in done.stdout for line in report["data"]) and report["test"] is None
     assert "there are no test images" in done.stdout and "python test.py" not in done.stdout
     test = ["test.py", "--model_path", "model/vit-layer1-16-folder"]
     for args in ([], ["--mode", "cifar-single"]):

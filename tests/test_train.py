@@ -56,7 +56,7 @@ def test_a_run_learns_and_leaves_everything(digits_run):
     assert low < report["test"]["accuracy"] < high
     assert report["val"]["accuracy"] == max(float(row["val_accuracy"]) for row in rows)
     assert set(report) == {
-        "name", "dataset", "command", "checkpoint", "seed", "hardware", "versions", "git_commit",
+        "name", "dataset", "command", "checkpoint", "seed", "hardware", "versions", "git_commit", "data",
         "parameters", "seconds", "images_per_second", "train_pflop", "train", "val", "test",
     }  # fmt: skip
     assert report["command"] == "train.py --dataset digits --epochs 4"

@@ -66,13 +66,15 @@ def make_report(
     seconds: float,
     images_per_second: float | None = None,
     images: int | None = None,
+    data: list[str] | None = None,
     **results: dict | None,
 ) -> dict:
     """The contents of report.json, the same for train.py and test.py.
 
     seconds: of the complete run; images_per_second: of training alone; images: how many were trained on, over all
-    epochs, from which train_pflop follows (None for a module that does not say the size of its images). results: train,
-    val and test, each metrics.summary's dict, or None if it was not measured.
+    epochs, from which train_pflop follows (None for a module that does not say the size of its images). data: what was
+    printed about the images before the training (Splits.summary). results: train, val and test, each metrics.summary's
+    dict, or None if it was not measured.
     """
     packages = ("torch", "torchvision", "numpy", "scikit-learn", "pillow")
     return {
@@ -88,5 +90,6 @@ def make_report(
         "seconds": round(seconds, 2),
         "images_per_second": images_per_second and round(images_per_second, 1),
         "train_pflop": train_pflop(model, images) if images and hasattr(model, "img_size") else None,
+        "data": data,
         **{split: results.get(split) for split in ("train", "val", "test")},
     }

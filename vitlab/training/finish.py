@@ -34,6 +34,7 @@ def finish(run: Run, sets: Splits, snapshots: Snapshots) -> dict:
         seconds=run.seconds,
         images_per_second=images / training_seconds,
         images=images,
+        data=sets.summary().splitlines(),
         train=metrics.running(row["train_accuracy"], row["train_loss"], progress.images),
         val=progress.best,
         test=test,
