@@ -164,7 +164,7 @@ class Splits:
         for split in ("train", "val", "test"):
             batches = getattr(self, split)
             if batches and hasattr(batches, "labels"):
-                n_classes = len(batches.labels.unique())
+                n_classes = len(torch.as_tensor(batches.labels).unique())
                 lines.append(f"{split}: {len(batches.labels)} images of {n_classes} classes")
         return "\n".join([*lines, *self.notes])
 
