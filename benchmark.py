@@ -3,6 +3,7 @@
     python benchmark.py                       # the default model, batch 128, on the device there is
     python benchmark.py --device cpu --rounds 20
     python benchmark.py --cold_start          # only how long the scripts take to begin
+    python benchmark.py --operations --config configs/vit-plain-cpu-32-cifar10.yaml   # only where a step's time goes
 
 The candidates take turns, one step each a round, so that a machine that slows down slows all of
 them. Each ratio is taken round by round; the median and the middle half are printed and written to
@@ -11,6 +12,9 @@ output/benchmark/report.json.
     ours      model.py, bf16 if the device has it (--amp), fused AdamW
     textbook  separate query, key and value projections, softmax written out, float32, AdamW unfused
     timm      timm's VisionTransformer, dtype and optimiser like ours (if timm is installed)
+
+--operations instead runs each stage of a training step alone: its share of the step, its GFLOP/s, and how much of the
+rate of a large matrix product that is.
 
 Then each augmentation policy's time, as a share of our step, and the time of attention extraction with a
 model of 12 blocks: the attention of 100 images, and a GIF of it.
@@ -34,6 +38,7 @@ from vitlab.catalog import ARGUMENTS
 from vitlab.cli import Parser, UserError, run_cli, whole_number
 from vitlab.config import SETTINGS, TrainConfig, add_flags
 from vitlab.files import write_json
+from vitlab.settings import read_yaml
 
 ROOT = Path(__file__).resolve().parent
 
@@ -111,8 +116,18 @@ def summarise_augmentation(medians: dict[str, float], step_seconds: float) -> di
     return shares
 
 
-def parse_args() -> tuple[TrainConfig, int, bool]:
-    """(the config, --rounds, --cold_start)"""
+def print_operations(report: dict, batch_size: int) -> None:
+    """Print what speed.time_operations returns, a line per stage."""
+    peak, step = report["matmul_gflops"], report["seconds"]
+    print(f"a step: {1000 * step:.0f} ms, {batch_size / step:.0f} images/s; a matrix product: {peak:.0f} GFLOP/s")
+    for row in report["stages"]:
+        speed = row["gflop"] / row["seconds"] if row["seconds"] else 0.0
+        work = f", {speed:5.0f} GFLOP/s, {speed / peak:4.0%} of a matrix product's rate" if row["gflop"] else ""
+        print(f"{row['stage']:>20}: {1000 * row['seconds']:6.1f} ms, {row['seconds'] / step:4.0%} of the step{work}")
+
+
+def parse_args() -> tuple[TrainConfig, int, dict]:
+    """(the config, --rounds, which part alone is asked for: {"cold_start": bool, "operations": bool})"""
     parser = Parser(description=__doc__)
     parser.add_argument(
         "--rounds",
@@ -121,19 +136,23 @@ def parse_args() -> tuple[TrainConfig, int, bool]:
         help="timed rounds, after two untimed (default: %(default)s)",
     )
     parser.add_argument("--cold_start", action="store_true", help="measure only how long the scripts take to begin")
-    add_flags(parser, ("batch_size", "learning_rate", "device", "amp", "output_path", *ARGUMENTS["vit"]))
+    parser.add_argument("--operations", action="store_true", help="measure only the stages of a training step")
+    parser.add_argument("--config", metavar="FILE.yaml", help="settings to start from")
+    settings = ("batch_size", "augment", "optimizer", "learning_rate", "device", "amp", "output_path")
+    add_flags(parser, (*settings, *ARGUMENTS["vit"]))
     flags = vars(parser.parse_args())
-    config = TrainConfig.create({name: value for name, value in flags.items() if name in SETTINGS})
-    return config, flags["rounds"], flags["cold_start"]
+    file = read_yaml(flags["config"]) if flags["config"] else {}
+    config = TrainConfig.create(file, {name: value for name, value in flags.items() if name in SETTINGS})
+    return config, flags["rounds"], {name: flags[name] for name in ("cold_start", "operations")}
 
 
 def main():
-    config, rounds, cold_start = parse_args()
+    config, rounds, only = parse_args()
     path = Path(config.output_path) / "benchmark" / "report.json"
-    if cold_start:
+    others = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if only["cold_start"]:
         measured = time_cold_starts()
         print_cold_starts(measured)
-        others = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         print(write_json(path, {**others, "cold_start": measured}))
         return 0
 
@@ -147,11 +166,17 @@ def main():
     amp = pick_amp(device, config.amp)
     images = torch.randn(config.batch_size, config.in_chans, config.img_size, config.img_size, device=device)
     labels = torch.randint(config.num_classes, (config.batch_size,), device=device)
-    seconds = speed.time_steps(speed.make_candidates(config, images, labels, amp), rounds)
-
     hardware = describe_hardware(device)
     precision = "bf16" if amp else "float32"
     print(f"{hardware}, {precision}, torch {torch.__version__}, batch {config.batch_size}, {rounds} rounds")
+    if only["operations"]:
+        measured = speed.time_operations(config, images, labels, amp, rounds)
+        print_operations(measured, config.batch_size)
+        about = {"hardware": hardware, "precision": precision, "config": vars(config)}
+        print(write_json(path, {**others, "operations": {**about, **measured}}))
+        return 0
+
+    seconds = speed.time_steps(speed.make_candidates(config, images, labels, amp), rounds)
     report = {"hardware": hardware, "torch": torch.__version__, "config": vars(config)}
     report["steps"] = summarise_steps(seconds, config.batch_size)
     medians = speed.time_augmentation(images, rounds)

@@ -4,7 +4,9 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import ROOT, assert_refused, run
+from torch.utils.flop_counter import FlopCounterMode
 
 import benchmark
 from vitlab import speed
@@ -37,6 +39,23 @@ def test_the_textbook_model_is_the_same_function():
     textbook.load_state_dict(state)
     images = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(textbook(images), ours(images))
+
+
+@pytest.mark.parametrize("stem", ["linear", "whitened"])
+def test_the_stages_of_a_step_have_all_its_operations(stem):
+    config = TrainConfig.create(SMALL, stem=stem, n_layers=3, augment="translate")
+    images, labels = torch.randn(8, 3, 16, 16), torch.randint(10, (8,))
+    measured = speed.time_operations(config, images, labels, None, rounds=2)
+    model = speed.build_model(config)
+    with FlopCounterMode(display=False) as flops:
+        F.cross_entropy(model(images), labels).backward()
+    head = 3 * 2 * 8 * 32 * 10 / 1e9
+    assert sum(row["gflop"] for row in measured["stages"]) == pytest.approx(flops.get_total_flops() / 1e9 - head)
+    stages = [row["stage"] for row in measured["stages"]]
+    assert len(set(stages)) == len(stages)
+    stem_stages = ["stem, proj"] if stem == "linear" else ["stem, act0", "stem, act1"]
+    assert {"augmentation", *stem_stages, "blocks, attn", "blocks, mlp", "optimiser"} < set(stages)
+    assert measured["seconds"] > 0 and measured["matmul_gflops"] > 0
 
 
 def test_a_process_is_timed_and_its_memory_measured():

@@ -8,6 +8,7 @@ import contextlib
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +17,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import trange
 
+from model import VisionTransformer
 from vitlab.attention.maps import times_uniform
 from vitlab.config import TrainConfig
 from vitlab.datasets.augment import POLICIES
@@ -123,18 +126,102 @@ def time_steps(candidates: dict[str, Callable], rounds: int) -> dict[str, list[f
     return seconds
 
 
+def median_seconds(action: Callable[[], object], device: torch.device, rounds: int) -> float:
+    """Median seconds of an action that leaves its result on `device`; the first call is not timed."""
+    seconds = []
+    for _ in range(rounds + 1):
+        began = time.perf_counter()
+        action()
+        torch.zeros((), device=device).item()  # wait for an accelerator
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[1:])
+
+
+def time_operations(
+    config: TrainConfig, images: torch.Tensor, labels: torch.Tensor, amp: torch.dtype | None, rounds: int
+) -> dict:
+    """Where the time of a training step goes: the rate of a matrix product, the whole step, and its stages.
+
+    Each stage (a layer of the stem, a part of a block, the optimisers, the augmentation) runs alone, forward and
+    backward, on the input that it has in the model. The parts of a block are measured in the first one and count
+    `depth` times. What is left of the step is "the rest": additions, the class token, the head, the loss.
+
+    Returns {"matmul_gflops": GFLOP/s, "seconds": of a step, "stages": [{"stage", "seconds", "gflop"}, ...]}.
+    """
+    device, model = images.device, build_model(config).to(images.device)
+    optimizers = make_optimizers(model, config)
+    square = torch.randn(2048, 2048, device=device, dtype=amp or torch.float32)
+    matmul_seconds = median_seconds(lambda: square @ square, device, rounds)
+
+    def step():
+        with autocast(device, amp):
+            loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        update()
+        model.zero_grad(set_to_none=True)
+
+    def update():
+        for optimizer in optimizers:
+            optimizer.step()
+
+    stages = [("augmentation", lambda: POLICIES[config.augment](images.clamp(0, 1), torch.Generator()), 1)]
+    for name, module, call, count in step_parts(model):
+        stages.append((name, forward_and_backward(model, module, call, images, amp), count))
+    stages.append(("optimiser", update, 1))
+
+    seconds = median_seconds(step, device, rounds)
+    F.cross_entropy(model(images), labels).backward()  # gradients for the optimisers
+    rows = []
+    for name, action, count in stages:
+        with FlopCounterMode(display=False) as flops:
+            action()
+        once = median_seconds(action, device, rounds)
+        rows.append({"stage": name, "seconds": count * once, "gflop": count * flops.get_total_flops() / 1e9})
+    rest = seconds - sum(row["seconds"] for row in rows[1:])
+    rows.append({"stage": "the rest", "seconds": max(0.0, rest), "gflop": 0.0})
+    return {"matmul_gflops": 2 * 2048**3 / matmul_seconds / 1e9, "seconds": seconds, "stages": rows}
+
+
+def step_parts(model: VisionTransformer) -> list[tuple[str, nn.Module, int, int]]:
+    """The parts of a model that take time: (name, module, which of its calls, how many parts are like it)."""
+    parts, calls = [], Counter()  # an activation may be called several times
+    for name, module in model.patch_embed.named_modules(remove_duplicate=False):
+        if not list(module.children()):
+            parts.append((f"stem, {name.removeprefix('stages.')}", module, calls[module], 1))
+            calls[module] += 1
+    block, depth = model.blocks[0], len(model.blocks)
+    return parts + [(f"blocks, {name}", getattr(block, name), 0, depth) for name in ("norm1", "attn", "norm2", "mlp")]
+
+
+def forward_and_backward(
+    model: nn.Module, module: nn.Module, call: int, images: torch.Tensor, amp: torch.dtype | None
+) -> Callable[[], None]:
+    """A function that runs one module of a model alone, forward and backward, on the input of its call number `call`
+    when the model sees `images`."""
+    inputs = []
+    hook = module.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    with autocast(images.device, amp):
+        model(images)
+    hook.remove()
+    needs_gradient, value = inputs[call].requires_grad, inputs[call].detach()
+
+    def run():
+        with autocast(images.device, amp):
+            out = module(value.requires_grad_(needs_gradient))
+        out = out[0] if isinstance(out, tuple) else out
+        if out.requires_grad:
+            out.backward(torch.ones_like(out))
+
+    return run
+
+
 def time_augmentation(images: torch.Tensor, rounds: int) -> dict[str, float]:
     """Median seconds of each augmentation policy on a batch of that shape, name -> seconds."""
     pixels = torch.rand(images.shape, device=images.device)
-    medians = {}
-    for name, policy in POLICIES.items():
-        seconds = []
-        for _ in range(rounds):
-            began = time.perf_counter()
-            policy(pixels, torch.Generator()).flatten()[0].item()  # item: wait for an accelerator
-            seconds.append(time.perf_counter() - began)
-        medians[name] = statistics.median(seconds)
-    return medians
+    return {
+        name: median_seconds(lambda policy=policy: policy(pixels, torch.Generator()), images.device, rounds)
+        for name, policy in POLICIES.items()
+    }
 
 
 def time_attention(device: torch.device) -> dict[str, float]:
