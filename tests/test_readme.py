@@ -48,7 +48,7 @@ def test_flags_it_names_exist(page):
     known = {spelling for f in SETTINGS.values() for spelling in (f.name, *f.older)}
     known |= set("config mode index image_path no_image no-qkv_bias rounds layers heads target frame_ms file".split())
     known |= set("models patch_sizes train_sizes min_steps grid seeds learning_rates reference jobs help half".split())
-    known |= {"cold_start", "index-url", "no_pictures", "classes", "mean", "std"}  # the latter is pip's
+    known |= {"cold_start", "operations", "index-url", "no_pictures", "classes", "mean", "std"}  # the latter is pip's
     for flag in set(re.findall(r"(?<![\w-])--([a-z][\w-]*)", PAGES[page])):
         assert flag in known, flag
 
