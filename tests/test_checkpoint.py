@@ -298,11 +298,17 @@ def test_what_a_foreign_file_does_not_say_can_be_said(tmp_path):
         (tmp_path / "data" / name).mkdir(parents=True)
     found = load_checkpoint(tmp_path / "theirs.pt", **known, dataset="folder", data_path=tmp_path / "data")
     assert found.classes == ("ape", "bee", "cow") and found.data_config().data_path == str(tmp_path / "data")
+    assert any("taken to be ape, bee, cow" in note for note in found.notes)
+    named = dict(dataset="folder", data_path=tmp_path / "data", classes=["cow", "ape", "bee"])  # the file's own order
+    images = torch.randn(2, 3, 32, 32)
+    expected = found.model(images)[:, [1, 2, 0]]
+    found = load_checkpoint(tmp_path / "theirs.pt", **known, **named)
+    assert found.classes == ("ape", "bee", "cow") and torch.allclose(found.model(images), expected)
     for wrong, words in (
         (dict(mean=[0.5]), "--mean and --std.*3 values"),
         (dict(std=None), "needs both"),
         (dict(classes=["a", "b"]), "--classes has 2 classes, .* has 3"),
-        (dict(dataset="folder", data_path=tmp_path / "data", classes=["bee", "ape", "cow"]), "must be the same"),
+        (dict(dataset="folder", data_path=tmp_path / "data", classes=["bee", "ape", "cat"]), "must be the same"),
     ):
         with pytest.raises(UserError, match=words):
             load_checkpoint(tmp_path / "theirs.pt", **{**known, **wrong})

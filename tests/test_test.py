@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import assert_refused, loaded_modules, run
 from PIL import Image
+from test_checkpoint import timms
 
 from vitlab.catalog import DEFAULT_MODEL
 from vitlab.checkpoint import load_checkpoint
@@ -116,6 +118,35 @@ def test_many_images_are_predicted_in_batches(root, tmp_path):
         assert float(rows[i]["probability"]) == pytest.approx(probability, abs=1e-5)
     both = checkpoint.predict([str(tmp_path / "000.png"), Image.open(tmp_path / "299.png")], top=1)
     assert [guesses[0][0] for guesses in both] == [rows[0]["class"], rows[299]["class"]]
+
+
+def test_a_foreign_file_is_tested_with_what_the_flags_say(tmp_path):
+    """Mean, std, classes and images of a folder: the accuracy is that of timm's own model."""
+    theirs = timms(num_classes=3, global_pool="avg", fc_norm=False)
+    torch.save({"net": theirs.state_dict()}, tmp_path / "net.pt")
+    correct, names = 0, ["cow", "ant", "bee"]  # in the order of its outputs
+    random = np.random.RandomState(0)
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    for name in names:
+        for part, n in (("train", 1), ("test", 20)):
+            (tmp_path / "data" / part / name).mkdir(parents=True)
+            for i in range(n):
+                pixels = random.randint(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "data" / part / name / f"{i}.png")
+                if part == "test":
+                    batch = normalise(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255, [0.4] * 3, [0.2] * 3)
+                    correct += names[theirs(batch).argmax().item()] == name
+    known = (
+        "--model_path net.pt --pool mean --n_attention_heads 3 --classes names.txt --mean 0.4 0.4 0.4 --std 0.2 0.2 0.2"
+    )
+    done = run("test.py", *known.split(), "--dataset", "folder", "--data_path", "data", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert 0 < correct < 60 and f"test accuracy {correct / 60:.4f}" in done.stdout
+    done = run("visualize.py", "maps", *known.split(), "--image_path", "data/test/ant/0.png", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for names, words in (("ant\n", "has 1 classes"), ("a\na\nb\n", "twice"), ("", "empty")):
+        (tmp_path / "names.txt").write_text(names)
+        assert_refused(run("test.py", *known.split(), "--image_path", "data", cwd=tmp_path), "--classes", words)
 
 
 def test_the_shipped_model_is_found_from_any_folder(tmp_path):

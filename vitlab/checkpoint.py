@@ -238,11 +238,19 @@ def _from_foreign(path: Path, contents: dict, about: dict, data_path: str | Path
         notes.append(
             "the file does not say how images were normalised: taken to be (image - 0.5) / 0.5; --mean and --std set it"
         )
+    named = about.get("classes")
+    classes = _name_classes(path, dataset, data_path, named, arguments["num_classes"])
+    if named:
+        state = foreign_weights.reorder_outputs(state, [named.index(name) for name in classes])
+    elif dataset == "folder":
+        notes.append(
+            f"the file does not name its classes: taken to be {', '.join(classes[:5])}, ...; --classes sets them"
+        )
     return Checkpoint(
         path=path,
         model=_make_model(path, "vit", arguments, state),
         config=TrainConfig(**{**arguments, "dataset": dataset, "data_path": str(data_path), "drop_rate": 0.0}),
-        classes=_name_classes(path, dataset, data_path, about.get("classes"), arguments["num_classes"]),
+        classes=classes,
         mean=about.get("mean", channels * (0.5,)),
         std=about.get("std", channels * (0.5,)),
         history=[],
@@ -254,7 +262,7 @@ def _name_classes(
     path: Path, dataset: str | None, data_path: str | Path, classes: tuple[str, ...] | None, num_classes: int
 ) -> tuple[str, ...]:
     """The classes of a foreign file: those given, otherwise a data set's, otherwise "0", "1", ...; UserError if they
-    are not as many as the model's outputs, or if the data set has others."""
+    are not as many as the model's outputs, or if the data set has others (they may be in another order)."""
     if dataset is not None and dataset not in DATASETS:
         raise UserError(f"--dataset {dataset!r} is unknown; choose {', '.join(DATASETS)}")
     of_data = describe(dataset, data_path).classes if dataset else None
@@ -262,8 +270,8 @@ def _name_classes(
         if names and len(names) != num_classes:
             raise UserError(f"{origin} has {len(names)} classes, {path} has {num_classes}")
     if classes and of_data:
-        check_classes(f"--dataset {dataset}", of_data, "--classes", classes)
-    return classes or of_data or tuple(str(i) for i in range(num_classes))
+        check_classes(f"--dataset {dataset}", sorted(of_data), f"{path} by --classes", sorted(classes))
+    return of_data or classes or tuple(str(i) for i in range(num_classes))
 
 
 def check_classes(data: str, of_data: Sequence[str], weights: str | Path, of_weights: Sequence[str]) -> None:

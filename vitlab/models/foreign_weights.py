@@ -9,7 +9,7 @@ in timm's layout what the head pools. What cannot be represented is refused, nev
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -200,6 +200,12 @@ def fold_layer_scale(state: State) -> State:
             gamma, values = state[name].float(), state[target].float()
             folded[target] = gamma[:, None] * values if kind == "weight" else gamma * values
     return folded
+
+
+def reorder_outputs(state: State, order: Sequence[int]) -> State:
+    """Put the rows of the head's last layer in another order: output i is what output order[i] was."""
+    last = [f"{name}.{kind}" for name in ("head", "head.fc2") for kind in ("weight", "bias")]
+    return {name: value[list(order)] if name in last else value for name, value in state.items()}
 
 
 def rename_teaching(old: State) -> State:
