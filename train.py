@@ -39,7 +39,8 @@ def main() -> int | None:
     model = build_model(config).to(device)  # model.VisionTransformer, or a baseline with the same interface
     splits = ("train", "val") if config.no_test else ("train", "val", "test")
     data = load_data(config, splits, device=device)  # batches on the device
-    print(" ".join(f"{name}={value}" for name, value in vars(config).items()))
+    changed = " ".join(f"{name}={value}" for name, value in config.changed_from_defaults().items())
+    print(f"{changed}; all else by default")
     optimizers = make_optimizers(model, config)  # AdamW; --optimizer muon: Muon for matrices, AdamW for the rest
     schedule = warmup_cosine(config, steps_per_epoch=len(data.train))  # of the learning rate: linear warmup, cosine
     try:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vitlab.cli import UserError
+from vitlab.cli import Parser, UserError, whole_number
 from vitlab.config import SETTINGS, TrainConfig
 
 
@@ -35,7 +35,24 @@ def test_both_spellings_are_one_setting():
     )
     new = "--img_size 48 --in_chans 1 --num_classes 12 --depth 2 --num_heads 8 --mlp_ratio 3 --drop_rate 0.2"
     assert TrainConfig.from_args(old.split()) == TrainConfig.from_args(new.split())
-    assert TrainConfig.from_args(["-lr", "0.01"]).learning_rate == 0.01
+    for spelling in ("-lr", "--lr", "--learning-rate"):
+        assert TrainConfig.from_args([spelling, "0.01"]).learning_rate == 0.01
+    assert TrainConfig.create({"lr": 0.01, "batch-size": 3}) == TrainConfig.create(learning_rate=0.01, batch_size=3)
+    for spelling in ("--no-qkv_bias", "--no-qkv-bias", "--no_qkv_bias"):
+        assert not TrainConfig.from_args([spelling, "--img-size=64"]).qkv_bias
+
+
+def test_a_command_of_a_script_suggests_its_flags():
+    parser = Parser()
+    parser.add_subparsers().add_parser("gif").add_argument("--frame_ms", type=int)
+    assert parser.parse_args(["gif", "--frame-ms", "30"]).frame_ms == 30
+    with pytest.raises(UserError, match="--frame_mss is no flag; did you mean --frame_ms"):
+        parser.parse_args(["gif", "--frame_mss", "30"])
+
+
+def test_more_asked_for_than_there_are():
+    with pytest.raises(UserError, match="--num_images 8: it takes at least 50, and there are only 8"):
+        whole_number("--num_images", low=50, high=8)(8)
 
 
 def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
@@ -78,8 +95,10 @@ def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
         ("--pool max", ["--pool", "max", "cls, mean"]),
         ("--amp fp8", ["--amp", "fp8", "bf16"]),
         ("--folder_name a/b", ["--folder_name", "a/b"]),
-        ("--colour red", ["--colour"]),
-        ("--epoch 3", ["--epoch"]),  # no abbreviations
+        ("--colour red", ["--colour is no flag"]),
+        ("--epoch 3", ["--epoch is no flag; did you mean --epochs?"]),  # no abbreviations
+        ("--batch-sise=3", ["--batch-sise=3 is no flag; did you mean --batch_size?"]),
+        ("--batch-size 0", ["--batch_size 0: must be at least 1"]),
         ("--epochs", ["--epochs", "argument"]),
         ("--config nowhere.yaml", ["nowhere.yaml", "No such file"]),
     ],

@@ -27,11 +27,11 @@ from vitlab.cli import UserError
 from vitlab.config import TrainConfig
 from vitlab.datasets.images import normalise
 from vitlab.datasets.splits import load_data
-from vitlab.evaluation.report import evaluate
+from vitlab.evaluation.report import evaluate, make_report
 from vitlab.files import write_json
 from vitlab.hardware import pick_amp
 from vitlab.models.registry import build_model, count_flops
-from vitlab.training import loop
+from vitlab.training import epoch, loop
 from vitlab.training.loop import fit
 from vitlab.training.optimizers import make_optimizers, warmup_cosine
 from vitlab.training.run_folder import COLUMNS, claim_folders
@@ -57,9 +57,14 @@ def test_a_run_learns_and_leaves_everything(digits_run):
     assert report["val"]["accuracy"] == max(float(row["val_accuracy"]) for row in rows)
     assert set(report) == {
         "name", "dataset", "command", "checkpoint", "seed", "hardware", "versions", "git_commit", "data",
-        "parameters", "seconds", "images_per_second", "train_pflop", "train", "val", "test",
+        "parameters", "seconds", "images_per_second", "train_pflop", "train", "val", "test", "cpu", "dtype",
     }  # fmt: skip
     assert report["command"] == "train.py --dataset digits --epochs 4"
+    amp = pick_amp(torch.device("cpu"), "auto")
+    assert report["dtype"] == {"train": str(amp or torch.float32)[6:], "evaluate": "float32"}
+    assert report["cpu"].endswith(("thread", "threads")) and "cuda" not in report["versions"]
+    opening = next(line for line in done.stdout.splitlines() if line.startswith("dataset="))
+    assert opening == "dataset=digits model=vit epochs=4 warmup_epochs=0.4; all else by default"
     model = load_checkpoint(root / "model" / name).model
     assert report["train_pflop"] == pytest.approx(3 * count_flops(model) * 4 * 1293 / 1e15, rel=1e-3)
 
@@ -390,6 +395,37 @@ def test_help_and_wrong_flags_need_no_torch():
         code += "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
         assert done.stdout.splitlines()[-1] == f"{status} False", done.stderr
+
+
+def test_a_log_file_gets_a_line_a_minute(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(epoch, "SECONDS_PER_LINE", 0)
+    paths = dict(output_path=str(tmp_path), model_path=str(tmp_path), no_test=True, device="cpu")
+    config = TrainConfig.create(dataset="digits", embed_dim=16, depth=1, num_train_images=100, epochs=1, **paths)
+    fit(build_model(config), load_data(config), config)
+    lines = re.findall(
+        r"^epoch 1/1, batch (\d)/3: loss \d.*, accuracy .*, \d+ images/s$", capsys.readouterr().out, re.M
+    )
+    assert lines == ["1", "2", "3"]
+
+
+def test_threads(tmp_path):
+    paths = dict(output_path=str(tmp_path), model_path=str(tmp_path), no_test=True, device="cpu")
+    config = TrainConfig.create(dataset="digits", embed_dim=16, depth=1, epochs=1, threads=3, **paths)
+    before = torch.get_num_threads()
+    try:
+        assert fit(build_model(config), load_data(config), config)["cpu"].endswith("3 threads")
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_gpus_report_names_cpu_and_cuda(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    model = torch.nn.Linear(2, 2)
+    about = dict(name="a", dataset="digits", checkpoint="a.pt", seed=0, model=model, seconds=1)
+    report = make_report(**about, device=torch.device("cuda"), train_dtype=torch.bfloat16)
+    assert (report["hardware"], report["versions"]["cuda"]) == ("H100", "13.0") and "thread" in report["cpu"]
+    assert report["dtype"] == {"train": "bfloat16", "evaluate": "float32"}
 
 
 def test_a_closed_pipe_is_no_traceback():

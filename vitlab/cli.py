@@ -1,6 +1,7 @@
 """What every script shares: its argument parser, and the user's errors in one line."""
 
 import argparse
+import difflib
 import io
 import os
 import re
@@ -15,8 +16,9 @@ class UserError(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse.ArgumentParser, but errors are a UserError, flags cannot be abbreviated, and ~ is the home folder where
-    the shell leaves it (--data_path=~/images)."""
+    """argparse.ArgumentParser, but errors are a UserError, which names the nearest flag where one is unknown, flags
+    cannot be abbreviated, dashes in them do for underscores, and ~ is the home folder where the shell leaves it
+    (--data_path=~/images)."""
 
     def __init__(self, **kwargs):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
@@ -24,12 +26,25 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> tuple:
         """Called by parse_args."""
         args = sys.argv[1:] if args is None else args
-        parts = [re.match(r"(--[\w-]+=)?(.*)", arg, re.DOTALL).groups("") for arg in args]
-        return super().parse_known_args([flag + os.path.expanduser(value) for flag, value in parts], namespace)
+        known = {flag.replace("-", "_"): flag for flag in self._option_string_actions}
+        read = []
+        for arg in args:
+            flag, equals, value = re.match(r"(--[\w-]+)?(=?)(.*)", arg, re.DOTALL).groups("")
+            read.append(known.get(flag.replace("-", "_"), flag) + equals + os.path.expanduser(value))
+        return super().parse_known_args(read, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse; the flag leads the message."""
+        if unknown := re.match(r"unrecognized arguments: (-\S+)", message):
+            near = difflib.get_close_matches(unknown[1].split("=")[0], self.flags(), n=1)
+            message = f"{unknown[1]} is no flag" + (f"; did you mean {near[0]}?" if near else "; --help lists them")
         raise UserError(re.sub(r"^argument (\S+): ", r"\1: ", message))
+
+    def flags(self) -> list[str]:
+        """Its flags, and those of its commands."""
+        commands = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        parsers = [parser for action in commands for parser in action.choices.values()]
+        return [*self._option_string_actions, *(flag for parser in parsers for flag in parser.flags())]
 
 
 def whole_number(flag: str, *, low: int = 0, high: int | None = None) -> Callable[[object], int]:
@@ -38,6 +53,8 @@ def whole_number(flag: str, *, low: int = 0, high: int | None = None) -> Callabl
 
     def read(value: object) -> int:
         text = str(value)
+        if high is not None and high < low:
+            raise UserError(f"{flag} {text}: it takes at least {low}, and there are only {high}")
         if not text.removeprefix("-").isdecimal() or int(text) < low or (high is not None and int(text) > high):
             upwards = f"from {low} to {high}" if high is not None else f"from {low} on"
             raise UserError(f"{flag} {text}: give a whole number {upwards}")

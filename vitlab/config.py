@@ -128,6 +128,7 @@ class RunSettings:
         "auto: bf16 on CUDA and on CPUs with bf16 instructions, else off",
         choices=("auto", "bf16", "fp16", "off"),
     )
+    threads: int | None = setting(None, "of PyTorch on the CPU (default: PyTorch's own number)", low=1, high=1024)
     compile: bool = setting(False, "torch.compile the model")
     seed: int = setting(0, "of the split, the weights, the order and the augmentation", low=0, high=2**32 - 1)
     output_path: str = setting("./output", "curves, tables and reports go to OUTPUT_PATH/NAME", is_path=True)
@@ -244,6 +245,15 @@ class TrainConfig(RunSettings, RecipeSettings, ModelSettings, DataSettings):  # 
             )
         check_folder_name(self.folder_name)
 
+    def changed_from_defaults(self) -> dict:
+        """The data set, the model and the settings that differ from their defaults; the run's name is left out."""
+        chosen = dict(dataset=self.dataset, model=self.model)
+        defaults = TrainConfig.create(chosen, data_path=self.data_path, num_classes=self.num_classes)
+        derived = ("folder_name", *(() if self.visualizers else ("visualize_layers",)))
+        names = [name for name in SETTINGS if name not in derived]
+        shown = {name: now for name, (_, now) in changed_settings(vars(defaults), self, names).items()}
+        return {**chosen, **shown}
+
     def model_args(self) -> dict:
         """Keyword arguments of the model (registry.build_model)."""
         return {name: getattr(self, name) for name in ARGUMENTS[self.model]}
@@ -260,7 +270,7 @@ class TrainConfig(RunSettings, RecipeSettings, ModelSettings, DataSettings):  # 
 
 
 SETTINGS = settings_of(TrainConfig)
-SPELLINGS = {spelling: name for name, known in SETTINGS.items() for spelling in (name, *known.older)}
+SPELLINGS = {spelling.lstrip("-"): name for name, known in SETTINGS.items() for spelling in known.spellings}
 
 
 def flag(name: str) -> str:
@@ -278,10 +288,11 @@ def read_settings(raw: dict) -> dict:
     nearest name, if a setting is unknown, and UserError if one is given twice or does not fit."""
     settings = {}
     for key, value in raw.items():
-        if key not in SPELLINGS:
-            near = difflib.get_close_matches(str(key), SPELLINGS, n=1)
+        spelling = str(key).replace("-", "_")
+        if spelling not in SPELLINGS:
+            near = difflib.get_close_matches(spelling, SPELLINGS, n=1)
             raise UserError(f"setting {key!r} is unknown" + (f"; did you mean {near[0]}?" if near else ""))
-        name = SPELLINGS[key]
+        name = SPELLINGS[spelling]
         if name in settings:
             raise UserError(f"setting {key!r} is given twice, also by its other spelling; keep one")
         settings[name] = SETTINGS[name].convert(value)

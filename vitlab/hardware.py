@@ -73,9 +73,14 @@ def describe_hardware(device: torch.device) -> str:
     """The machine in words: the GPU's name, or the CPU's and its threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    return f"{describe_cpu()}, MPS" if device.type == "mps" else describe_cpu()
+
+
+def describe_cpu() -> str:
+    """The CPU's name, and how many threads PyTorch uses."""
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
         name = match.group(1).strip() if match else name
     threads = torch.get_num_threads()
-    return f"{name}, {threads} thread{'s' * (threads > 1)}" if device.type == "cpu" else f"{name}, MPS"
+    return f"{name}, {threads} thread{'s' * (threads > 1)}"

@@ -67,7 +67,7 @@ class Setting:
     @property
     def spellings(self) -> list[str]:
         """Every option string of the flag."""
-        return ["--" + name for name in (self.name, *self.older)] + ["-lr"] * (self.name == "learning_rate")
+        return ["--" + name for name in (self.name, *self.older)] + ["--lr", "-lr"] * (self.name == "learning_rate")
 
     def convert(self, value: Any) -> Any:
         """Convert what a flag, a YAML file or a keyword gives to the setting's type; UserError if it does not fit."""

@@ -13,7 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from vitlab.evaluation import metrics
-from vitlab.hardware import describe_hardware
+from vitlab.hardware import describe_cpu, describe_hardware
 from vitlab.models.registry import count_parameters, train_pflop
 
 
@@ -67,15 +67,18 @@ def make_report(
     images_per_second: float | None = None,
     images: int | None = None,
     data: list[str] | None = None,
+    train_dtype: torch.dtype | None = None,
     **results: dict | None,
 ) -> dict:
     """The contents of report.json, the same for train.py and test.py.
 
     seconds: of the complete run; images_per_second: of training alone; images: how many were trained on, over all
     epochs, from which train_pflop follows (None for a module that does not say the size of its images). data: what was
-    printed about the images before the training (Splits.summary). results: train, val and test, each metrics.summary's
-    dict, or None if it was not measured.
+    printed about the images before the training (Splits.summary). train_dtype: of autocast in training; evaluation has
+    the weights' own. results: train, val and test, each metrics.summary's dict, or None if it was not measured.
     """
+    dtypes = {"train": train_dtype, "evaluate": next(model.parameters()).dtype}
+    cuda = {"cuda": torch.version.cuda} if device.type == "cuda" else {}
     packages = ("torch", "torchvision", "numpy", "scikit-learn", "pillow")
     return {
         "name": name,
@@ -84,7 +87,13 @@ def make_report(
         "checkpoint": str(checkpoint),
         "seed": seed,
         "hardware": describe_hardware(device),
-        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
+        "cpu": describe_cpu(),
+        "dtype": {phase: dtype and str(dtype).removeprefix("torch.") for phase, dtype in dtypes.items()},
+        "versions": {
+            "python": platform.python_version(),
+            **{package: importlib.metadata.version(package) for package in packages},
+            **cuda,
+        },
         "git_commit": git_commit(),
         "parameters": count_parameters(model),
         "seconds": round(seconds, 2),

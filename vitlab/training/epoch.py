@@ -19,6 +19,8 @@ from vitlab.training.optimizers import accumulation, loss_weight, optimizer_step
 from vitlab.training.state import Run, generator_states, set_generator_states
 from vitlab.training.stopping import Stopped
 
+SECONDS_PER_LINE = 60  # of a log file, within an epoch
+
 
 def train_one_epoch(run: Run, sets: Splits, stop: Callable[[], int]) -> tuple[float, float]:
     """Train on the batches of the epoch that are left, from run.progress.step on; returns (loss, accuracy).
@@ -99,6 +101,7 @@ class Meter:
         self.run = run
         self.every = 1 if run.device.type == "cpu" else 20
         self.unread = []  # (step, loss, correct, images)
+        self.last_line = time.monotonic()
         self.restart_clock()
 
     def restart_clock(self) -> None:
@@ -122,12 +125,23 @@ class Meter:
         self.clock = now
 
     def show(self, bar: tqdm) -> None:
-        """Write the averages so far behind the progress bar, now and then."""
+        """Write the averages so far behind the progress bar, now and then; where there is no bar, because stderr is not
+        a terminal, print them every SECONDS_PER_LINE."""
         progress = self.run.progress
-        if not bar.disable and not self.unread and (self.every > 1 or progress.step % 10 == 1):
-            bar.set_postfix_str(
-                f"loss {progress.loss:.3f}, accuracy {progress.accuracy:.3f}, {progress.images_per_second:.0f} images/s"
-            )
+        line_is_due = bar.disable and time.monotonic() - self.last_line >= SECONDS_PER_LINE
+        if line_is_due:
+            self.flush()
+        elif bar.disable or self.unread or (self.every == 1 and progress.step % 10 != 1):
+            return
+        averages = (
+            f"loss {progress.loss:.3f}, accuracy {progress.accuracy:.3f}, {progress.images_per_second:.0f} images/s"
+        )
+        if line_is_due:
+            epochs = f"epoch {progress.epoch + 1}/{self.run.config.epochs}"
+            print(f"{epochs}, batch {progress.step}/{bar.total}: {averages}", flush=True)
+            self.last_line = time.monotonic()
+        else:
+            bar.set_postfix_str(averages)
 
 
 def is_due(step: int, count: int, every: int | None) -> bool:

@@ -2,6 +2,8 @@
 
 import json
 
+import torch
+
 from vitlab.checkpoint import read_checkpoint, write_checkpoint
 from vitlab.cli import UserError
 from vitlab.datasets.splits import Splits
@@ -35,6 +37,7 @@ def finish(run: Run, sets: Splits, snapshots: Snapshots) -> dict:
         images_per_second=images / training_seconds,
         images=images,
         data=sets.summary().splitlines(),
+        train_dtype=run.amp or torch.float32,
         train=metrics.running(row["train_accuracy"], row["train_loss"], progress.images),
         val=progress.best,
         test=test,

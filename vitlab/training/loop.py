@@ -150,6 +150,8 @@ def begin(
 
     Returns the run, and the config with which it was trained before, None for a new one.
     """
+    if config.threads:
+        torch.set_num_threads(config.threads)
     device = find_device(config.device)
     amp = pick_amp(device, config.amp)
     if config.dataset is None and len(sets.classes) != config.num_classes:
