@@ -13,7 +13,7 @@ from PIL import Image
 
 import results
 from vitlab.catalog import DATASETS
-from vitlab.config import SETTINGS, TrainConfig, read_settings
+from vitlab.config import SETTINGS, SPELLINGS, TrainConfig, read_settings
 from vitlab.study.tables import duration
 
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
@@ -45,7 +45,7 @@ def test_every_setting_is_in_the_table_with_its_default():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_flags_it_names_exist(page):
-    known = {spelling for f in SETTINGS.values() for spelling in (f.name, *f.older)}
+    known = set(SPELLINGS)
     known |= set("config mode index image_path no_image no-qkv_bias rounds layers heads target frame_ms file".split())
     known |= set("models patch_sizes train_sizes min_steps grid seeds learning_rates reference jobs help half".split())
     known |= {"cold_start", "operations", "index-url", "no_pictures", "classes", "mean", "std"}  # the latter is pip's
