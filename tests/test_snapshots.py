@@ -107,10 +107,11 @@ def test_without_validation_it_looks_at_training_images(tmp_path):
 
 def test_a_run_that_goes_on_from_earlier_loses_the_later_pictures(run_with_pictures, tmp_path):
     root = shutil.copytree(run_with_pictures[0], tmp_path / "copy")
-    done = run("train.py", *SHORT, "--resume", "model/r/ViT_model_002.pt", cwd=root)
+    more = ["--epochs", 4, "--visualize_every_n_epochs", 4]  # SHORT says 3
+    done = run("train.py", "--resume", "model/r/ViT_model_002.pt", *more, cwd=root)
     assert done.returncode == 0, done.stderr
     left = {path.name for path in (root / "output/r/visualizers").glob("*.png")}
-    assert left == {f"{kind}-epoch-002.png" for kind in KINDS}
+    assert left == {f"{kind}-epoch-{epoch:03d}.png" for kind in KINDS for epoch in (2, 4)}
 
 
 def test_bad_input(tmp_path):
