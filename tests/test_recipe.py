@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT, assert_refused, run
-from PIL import Image
 from test_model import scramble
 
 from vitlab.checkpoint import load_checkpoint, read_checkpoint, write_checkpoint

@@ -31,6 +31,7 @@ from vitlab.evaluation.report import evaluate, make_report
 from vitlab.files import write_json
 from vitlab.hardware import pick_amp
 from vitlab.models.registry import build_model, count_flops
+from vitlab.pictures import figures
 from vitlab.training import epoch, loop
 from vitlab.training.loop import fit
 from vitlab.training.optimizers import make_optimizers, warmup_cosine
@@ -406,6 +407,24 @@ def test_a_log_file_gets_a_line_a_minute(tmp_path, capsys, monkeypatch):
         r"^epoch 1/1, batch (\d)/3: loss \d.*, accuracy .*, \d+ images/s$", capsys.readouterr().out, re.M
     )
     assert lines == ["1", "2", "3"]
+
+
+def test_the_legend_counts_the_readings_of_the_test_images(tmp_path, monkeypatch):
+    legends, save = [], figures.save_figure
+
+    def keep(figure, path):
+        if path.name == "graph_loss.png":
+            legends.append([text.get_text() for text in figure.axes[0].get_legend().get_texts()][-1])
+        return save(figure, path)
+
+    monkeypatch.setattr(figures, "save_figure", keep)
+    paths = dict(output_path=str(tmp_path), model_path=str(tmp_path), device="cpu", resume="auto")
+    for epochs in (1, 2, 3):
+        config = TrainConfig.create(
+            dataset="digits", embed_dim=16, depth=1, epochs=epochs, no_test=epochs == 2, **paths
+        )
+        fit(build_model(config), load_data(config), config)
+    assert legends[0].startswith("test, once: ") and legends[2].startswith("test, read 2 times: ")
 
 
 def test_threads(tmp_path):
