@@ -83,7 +83,7 @@ def test_a_page_includes_the_settings():
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `")]
     assert len(rows) == len(in_groups("model", "recipe")) and "batch_size" not in text
     assert ["`--depth`, `--n_layers`", "6", "encoder blocks"] in rows
-    assert ["`--learning_rate`, `-lr`", "5e-4", "peak of the schedule"] in rows
+    assert ["`--learning_rate`, `--lr`, `-lr`", "5e-4", "peak of the schedule"] in rows
     assert ["`--img_size`, `--image_size`", "the set's", "side images are resized to"] in rows
     assert ["`--head`", "linear", "`linear`, `mlp`: mlp: linear, tanh, linear"] in rows
     few = results.refill_tables("<!-- settings: epochs --> <!-- /settings -->")
