@@ -20,7 +20,7 @@ from vitlab.cli import Parser, UserError, run_cli, whole_number
 from vitlab.config import add_flags
 from vitlab.files import writable_folder
 
-RUN_SETTINGS = ("output_path", "data_path", "batch_size", "num_workers", "num_test_images", "device")
+RUN_SETTINGS = ("output_path", "data_path", "batch_size", "num_workers", "num_test_images", "device", "threads")
 
 
 def parse_args() -> tuple[argparse.Namespace, dict, dict]:
@@ -61,7 +61,7 @@ def main() -> int:
     from model import VisionTransformer
     from vitlab.checkpoint import load_checkpoint
     from vitlab.datasets.images import image_files
-    from vitlab.hardware import find_device
+    from vitlab.hardware import find_device, use_threads
 
     if args.mode == "cifar":
         from vitlab.views.split_report import report_split  # with scipy and scikit-learn, another second
@@ -73,6 +73,7 @@ def main() -> int:
 
     if args.mode == "custom":
         image_files(args.image_path)  # raises UserError before anything is loaded
+    use_threads(run_settings["threads"])
     checkpoint = load_checkpoint(args.model_path, **expected)
     for note in checkpoint.notes:
         print(note)

@@ -49,7 +49,7 @@ DEFAULT_LAYERS = {
 }
 DEFAULT_HEADS = {**dict.fromkeys(("gif", "maps"), "each"), **dict.fromkeys(("rollout", "cls", "tokens"), "mean")}
 NUM_IMAGES = {"embeddings": 2000, "faithfulness": 300}
-RUN_SETTINGS = ("data_path", "device")
+RUN_SETTINGS = ("data_path", "device", "threads")
 
 
 def number_or_mean(text: str) -> int | str:
@@ -111,6 +111,7 @@ def main() -> int:
 
     # Here and not at the top: torch takes seconds to import, and --help should not wait for it
     from vitlab.checkpoint import load_checkpoint
+    from vitlab.hardware import use_threads
     from vitlab.views.view import View
 
     if args.command in IMAGE_COMMANDS:
@@ -118,6 +119,7 @@ def main() -> int:
     else:
         from vitlab.views.model_views import MODEL_VIEWS
 
+    use_threads(run_settings["threads"])
     checkpoint = load_checkpoint(args.model_path, **expected)
     for note in checkpoint.notes:
         print(note)

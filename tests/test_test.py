@@ -46,9 +46,10 @@ def test_the_whole_split(root):
 
 
 def test_a_part_of_it(root):
-    done = run("test.py", *MODEL, "--num_test_images", 50, "--output_path", "elsewhere", cwd=root)
+    done = run("test.py", *MODEL, "--num_test_images", 50, "--output_path", "elsewhere", "--threads", 3, cwd=root)
     assert done.returncode == 0 and "50 images" in done.stdout
-    assert (root / "elsewhere/vit-layer4-8-digits/test/report.json").exists()
+    report = json.loads((root / "elsewhere/vit-layer4-8-digits/test/report.json").read_text())
+    assert report["cpu"].endswith("3 threads")
 
 
 @pytest.mark.parametrize("index", [0, 1, 359])

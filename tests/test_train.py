@@ -76,7 +76,7 @@ def test_a_run_learns_and_leaves_everything(digits_run):
         with Image.open(root / "output" / name / picture) as image:
             assert len(image.convert("L").getcolors(256)) > 10
     assert {path.name for path in (root / "model" / name).iterdir()} == {"best.pt", "last.pt"}
-    assert {path.name for path in (root / "output" / name).iterdir()} - {"test"} == {  # which is test.py's
+    assert {path.name for path in (root / "output" / name).iterdir()} - {"test", "visualize"} == {  # of other scripts
         "config.yaml", "graph_accuracy.png", "graph_loss.png", "metrics.csv", "report.json", "training.gif",
     }  # fmt: skip
     assert f"test accuracy {report['test']['accuracy']:.4f}" in done.stdout

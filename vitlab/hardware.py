@@ -69,6 +69,12 @@ def try_compile(network: nn.Module, images: torch.Tensor, amp: torch.dtype | Non
         return network
 
 
+def use_threads(number: int | None) -> None:
+    """Let PyTorch use so many threads on the CPU; None: its own number."""
+    if number:
+        torch.set_num_threads(number)
+
+
 def describe_hardware(device: torch.device) -> str:
     """The machine in words: the GPU's name, or the CPU's and its threads."""
     if device.type == "cuda":

@@ -21,7 +21,7 @@ from vitlab.config import SETTINGS, TrainConfig, changed_settings, flag
 from vitlab.datasets.splits import Splits
 from vitlab.evaluation.report import evaluate
 from vitlab.files import write_text
-from vitlab.hardware import describe_hardware, find_device, pick_amp, try_compile
+from vitlab.hardware import describe_hardware, find_device, pick_amp, try_compile, use_threads
 from vitlab.models.registry import count_parameters
 from vitlab.training import tracking
 from vitlab.training.epoch import check_loss, measure_batch_norm, train_one_epoch
@@ -150,8 +150,7 @@ def begin(
 
     Returns the run, and the config with which it was trained before, None for a new one.
     """
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     device = find_device(config.device)
     amp = pick_amp(device, config.amp)
     if config.dataset is None and len(sets.classes) != config.num_classes:
