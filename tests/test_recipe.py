@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 
 import pytest
@@ -21,7 +22,8 @@ from vitlab.evaluation.report import evaluate
 from vitlab.models.registry import build_model
 from vitlab.training import loop, tracking
 from vitlab.training.loop import check_last_batch
-from vitlab.training.optimizers import accumulation, make_average, make_optimizers, warmup_cosine
+from vitlab.training.muon import Muon
+from vitlab.training.optimizers import accumulation, make_average, make_optimizers, optimizer_step, warmup_cosine
 
 TINY = dict(
     dataset="digits",
@@ -139,7 +141,7 @@ def test_muon_has_the_blocks_matrices_and_the_convolutions_behind_the_first():
     config = TrainConfig.create(TINY, optimizer="muon", muon_lr=0.02, learning_rate=1e-3, stem="conv", stem_depth=2)
     model = build_model(config)
     adamw, muon = make_optimizers(model, config)
-    assert isinstance(muon, torch.optim.Muon) and isinstance(adamw, torch.optim.AdamW)
+    assert isinstance(muon, Muon) and isinstance(adamw, torch.optim.AdamW)
     memory = {p.data_ptr() for p in muon.param_groups[0]["params"]}
     found = {name for name, parameter in model.named_parameters() if parameter.data_ptr() in memory}
     assert {name for name in found if not name.startswith("blocks.")} == {
@@ -153,23 +155,24 @@ def test_muon_has_the_blocks_matrices_and_the_convolutions_behind_the_first():
     assert muon.param_groups[0]["lr_scale"] == 20
 
 
-def test_muon_steps_a_convolution_as_the_flattened_matrix():
-    config = TrainConfig.create(TINY, optimizer="muon", stem="conv", stem_depth=2)
-    model = build_model(config)
-    muon = make_optimizers(model, config)[1]
-    filters = model.patch_embed.stages.conv1.weight
-    by_hand = torch.nn.Parameter(filters.detach().flatten(1).clone())
-    other = torch.optim.Muon([by_hand], lr=config.muon_lr, weight_decay=config.weight_decay)
-    images = torch.randn(3, 8, config.in_chans, config.img_size, config.img_size)
-    for batch in images:  # the gradients of two backward passes add up, and are clipped together
-        for half in batch.split(4):
-            model(half).square().mean().backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-        by_hand.grad = filters.grad.flatten(1).clone()
-        muon.step()
-        other.step()
-        model.zero_grad(set_to_none=True)
-        torch.testing.assert_close(filters.detach().flatten(1), by_hand.detach(), rtol=0, atol=0)
+def test_a_gradient_that_overflows_in_float16_stops_all_optimisers():
+    config = TrainConfig.create(TINY, optimizer="muon")
+    for overflows in (False, True):
+        model = build_model(config)
+        optimizers, average = make_optimizers(model, config), make_average(model, 0.9)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        scaler.scale(
+            model(torch.randn(4, config.in_chans, config.img_size, config.img_size)).square().mean()
+        ).backward()
+        if overflows:
+            model.blocks[0].mlp.fc1.weight.grad[0, 0] = math.inf  # Muon's; AdamW's are finite
+        optimizer_step(model, optimizers, scaler, clip_grad=1.0, average=average)
+        moved = [not torch.equal(*pair) for pair in zip(before, model.parameters())]
+        assert (any(moved), int(average.n_averaged)) == (not overflows, 0 if overflows else 1)
+        assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+        assert scaler.get_scale() == (2.0**9 if overflows else 2.0**10)
+        assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_clipping_bounds_the_step(tmp_path):

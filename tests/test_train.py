@@ -469,8 +469,8 @@ def test_amp_follows_the_hardware(monkeypatch):
     for has in (True, False):
         monkeypatch.setattr(hardware, "cpu_has_bf16", lambda has=has: has)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has)
-        expected = torch.bfloat16 if has else None
-        assert pick_amp(cpu, "auto") == pick_amp(cuda, "auto") == expected
+        assert pick_amp(cpu, "auto") == (torch.bfloat16 if has else None)
+        assert pick_amp(cuda, "auto") == (torch.bfloat16 if has else torch.float16)
     assert pick_amp(mps, "auto") is None
     assert pick_amp(cpu, "bf16") == torch.bfloat16 and pick_amp(cpu, "off") is None
 

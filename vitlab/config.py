@@ -125,7 +125,7 @@ class RunSettings:
     device: str = setting("auto", "auto, cuda, mps or cpu")
     amp: str = setting(
         "auto",
-        "auto: bf16 on CUDA and on CPUs with bf16 instructions, else off",
+        "auto: bf16 on CUDA (fp16 on older GPUs) and on CPUs with bf16 instructions, else off",
         choices=("auto", "bf16", "fp16", "off"),
     )
     threads: int | None = setting(None, "of PyTorch on the CPU (default: PyTorch's own number)", low=1, high=1024)

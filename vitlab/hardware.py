@@ -40,11 +40,10 @@ def pick_amp(device: torch.device, amp: str) -> torch.dtype | None:
     Raises UserError for fp16 on a CPU, which cannot train with it.
     """
     if amp == "auto":
-        has_bf16 = {
-            "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
-            "cpu": cpu_has_bf16,
-        }.get(device.type, lambda: False)
-        amp = "bf16" if has_bf16() else "off"
+        if device.type == "cuda":
+            amp = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        else:
+            amp = "bf16" if device.type == "cpu" and cpu_has_bf16() else "off"
     if amp == "fp16" and device.type == "cpu":
         raise UserError("--amp fp16 does not train on a CPU; choose bf16, off or auto")
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]

@@ -9,6 +9,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from vitlab.cli import UserError
 from vitlab.config import TrainConfig
+from vitlab.training.muon import Muon
 
 
 def warmup_cosine(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], float]:
@@ -35,10 +36,9 @@ def warmup_cosine(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], 
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """The optimisers of a model: [AdamW], [SGD], or [AdamW, Muon].
 
-    Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon) takes the blocks' matrices and all convolutions but
-    the first, which reads the pixels; AdamW takes the rest. Norms, biases, tokens and positions have no weight decay.
-    The group key "lr_scale" multiplies the schedule's learning rate. The model must be on its device already: Muon
-    holds views of its memory. Raises UserError if Muon finds nothing to optimise.
+    Muon takes the blocks' matrices and all convolutions but the first, which reads the pixels; AdamW takes the rest.
+    Norms, biases, tokens and positions have no weight decay. The group key "lr_scale" multiplies the schedule's
+    learning rate. Raises UserError if Muon finds nothing to optimise.
     """
     decayed, undecayed, matrices = [], [], []
     for name, parameter in model.named_parameters():
@@ -47,7 +47,7 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
         if parameter.ndim < 2 or name in ("cls_token", "pos_embed"):
             undecayed.append(parameter)
         elif config.optimizer == "muon" and is_for_muon(name, parameter):
-            matrices.append(parameter if parameter.ndim == 2 else as_matrix(parameter))
+            matrices.append(parameter)
         else:
             decayed.append(parameter)
     groups = [
@@ -62,21 +62,13 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
         if not matrices:
             raise UserError("--optimizer muon: the model has no blocks and no second convolution; choose adamw")
         group = {"params": matrices, "lr_scale": config.muon_lr / config.learning_rate}
-        optimizers.append(torch.optim.Muon([group], lr=config.muon_lr, weight_decay=config.weight_decay))
+        optimizers.append(Muon([group], lr=config.muon_lr, weight_decay=config.weight_decay))
     return optimizers
 
 
 def is_for_muon(name: str, parameter: nn.Parameter) -> bool:
     """Whether Muon optimises this parameter: a block's matrix, or a convolution that does not read the pixels."""
     return (name.startswith("blocks.") and parameter.ndim == 2) or (parameter.ndim == 4 and parameter.shape[1] > 3)
-
-
-def as_matrix(filters: nn.Parameter) -> nn.Parameter:
-    """The filters of a convolution, C x I x k x k, as a C x Ikk parameter for Muon. Both share their memory, and
-    the gradient of the filters becomes the gradient of the matrix."""
-    matrix = nn.Parameter(filters.detach().view(len(filters), -1))
-    filters.register_post_accumulate_grad_hook(lambda filters: setattr(matrix, "grad", filters.grad.view_as(matrix)))
-    return matrix
 
 
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> float:
@@ -112,17 +104,20 @@ def optimizer_step(
     average: AveragedModel | None = None,
 ) -> None:
     """Update the weights from their gradients, clipped to the norm `clip_grad` (0: not clipped), then the average of
-    the weights; the gradients are cleared."""
-    if clip_grad:
+    the weights; the gradients are cleared. If one gradient overflowed in float16, no optimiser steps."""
+    for optimizer in optimizers if scaler.is_enabled() else ():
+        scaler.unscale_(optimizer)
+    overflow = False
+    if clip_grad or scaler.is_enabled():
+        norm = nn.utils.clip_grad_norm_(model.parameters(), clip_grad or math.inf)
+        overflow = scaler.is_enabled() and not norm.isfinite()
+    if not overflow:
         for optimizer in optimizers:
-            scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
-    for optimizer in optimizers:
-        scaler.step(optimizer)
+            optimizer.step()
+        if average:
+            average.update_parameters(model)
     scaler.update()
     model.zero_grad(set_to_none=True)
-    if average:
-        average.update_parameters(model)
 
 
 def make_average(model: nn.Module, decay: float) -> AveragedModel:
