@@ -167,7 +167,7 @@ def main():
     images = torch.randn(config.batch_size, config.in_chans, config.img_size, config.img_size, device=device)
     labels = torch.randint(config.num_classes, (config.batch_size,), device=device)
     hardware = describe_hardware(device)
-    precision = "bf16" if amp else "float32"
+    precision = str(amp or torch.float32).removeprefix("torch.")
     print(f"{hardware}, {precision}, torch {torch.__version__}, batch {config.batch_size}, {rounds} rounds")
     if only["operations"]:
         measured = speed.time_operations(config, images, labels, amp, rounds)

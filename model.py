@@ -28,13 +28,13 @@ from torch.utils.flop_counter import FlopCounterMode
 def pick_device(name: str = "auto") -> torch.device:
     """The torch.device called `name`: "auto" (CUDA, then MPS, then CPU), "cpu", "cuda" or "mps". Raises ValueError,
     with the devices that are there, if it is unknown or absent."""
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    there = [key for key, here in present.items() if here]
+    counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    there = [kind for kind, count in counts.items() if count]
     if name == "auto":
         return torch.device(there[0])
     with contextlib.suppress(RuntimeError):  # what torch says to "cpu:x"
-        if name.split(":")[0] in there:
-            return torch.device(name)
+        if (device := torch.device(name)).type in there and (device.index or 0) < counts[device.type]:
+            return device
     raise ValueError(f"device {name!r} is not here; this machine has: {', '.join(there)}")
 
 
@@ -149,7 +149,7 @@ class Dropout(nn.Dropout):
     """nn.Dropout with a cheaper mask on the CPU: of 16 random bits an element, so that p is rounded to 1/65536."""
 
     def forward(self, x):
-        if not self.training or self.p == 0 or self.p == 1 or x.device.type != "cpu":
+        if not self.training or self.p in (0, 1) or x.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(x)
         words = torch.empty(math.ceil(x.numel() / 4), dtype=torch.int64)
         words.random_(torch.iinfo(torch.int64).min, None)  # all 64 bits

@@ -188,15 +188,17 @@ def test_dropout_sends_gradients_only_through_what_it_kept():
 
 def test_pick_device(monkeypatch):
     assert pick_device("cpu").type == "cpu"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert pick_device("auto").type == "mps"
     with pytest.raises(ValueError, match="'cuda' is not here.*mps, cpu"):
         pick_device("cuda")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert pick_device("auto").type == "cpu"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert pick_device("auto").type == "cuda"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("auto").type == "cuda" and pick_device("cuda:1").index == 1
+    with pytest.raises(ValueError, match="'cuda:9' is not here"):
+        pick_device("cuda:9")
     with pytest.raises(ValueError, match="tpu"):
         pick_device("tpu")
     with pytest.raises(ValueError, match="'cpu:x' is not here"):

@@ -1,5 +1,6 @@
 """The parts of a recipe: optimisers, averages, accumulation, mixing, stopping, fine-tuning, logging."""
 
+import copy
 import csv
 import dataclasses
 import importlib.util
@@ -19,6 +20,7 @@ from vitlab.config import TrainConfig
 from vitlab.datasets import augment
 from vitlab.datasets.splits import load_data
 from vitlab.evaluation.report import evaluate
+from vitlab.hardware import try_compile
 from vitlab.models.registry import build_model
 from vitlab.training import loop, tracking
 from vitlab.training.loop import check_last_batch
@@ -250,6 +252,25 @@ def test_compile_without_a_compiler_goes_on_with_one_line(tmp_path):
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stdout.splitlines() if line.startswith("--compile does not work here")]
     assert "epoch   1" in done.stdout
+
+
+def test_the_trial_of_compile_leaves_no_trace(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+    config = TrainConfig.create(TINY, stem="conv", drop_rate=0.1, compile=True)
+    model, train = build_model(config), load_data(config).train
+    before, generator = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    loader = torch.utils.data.DataLoader([(images[0], 0) for images, _ in train], batch_size=4, shuffle=True)
+    assert try_compile(model, loader, None) is model
+    assert torch.equal(torch.get_rng_state(), generator) and all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("stem", ["linear", "whitened"])
+def test_the_model_compiles_to_one_graph(stem):
+    config = TrainConfig.create(TINY, stem=stem, drop_rate=0.1, drop_path_rate=0.1)
+    model = build_model(config).train()
+    images = torch.randn(2, config.in_chans, config.img_size, config.img_size)
+    assert torch._dynamo.explain(model)(images).graph_break_count == 0
 
 
 @pytest.mark.slow

@@ -1,11 +1,12 @@
 """The machine: devices, precision, compiler."""
 
 import contextlib
+import copy
 import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -54,13 +55,17 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
-def try_compile(network: nn.Module, images: torch.Tensor, amp: torch.dtype | None) -> Callable:
-    """The model compiled. If compiling or a trial run on `images` fails, the model as it was, and one line why."""
+def try_compile(network: nn.Module, batches: Iterable, amp: torch.dtype | None) -> Callable:
+    """The model compiled. If compiling fails, or a trial forward and backward on the first of the batches, the model as
+    it was, and one line why. The trial is made on a copy and leaves the random generators as they were."""
+    device = next(network.parameters()).device
     try:
-        compiled = torch.compile(network)
-        with torch.no_grad(), autocast(images.device, amp):
-            compiled(images)
-        return compiled
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            images, _ = next(iter(batches))
+            with autocast(device, amp):
+                out = torch.compile(copy.deepcopy(network).train())(images.to(device))
+            out.float().sum().backward()
+        return torch.compile(network)
     except Exception as error:  # whatever the compiler and its tools raise
         reason = str(error).strip().splitlines() or [type(error).__name__]
         print(f"--compile does not work here, going on without it: {reason[0]}")

@@ -188,7 +188,7 @@ def begin(
         schedule=schedule or warmup_cosine(config, steps_per_epoch=len(sets.train)),
         scaler=torch.amp.GradScaler(device.type, enabled=amp == torch.float16),
         average=make_average(model, config.ema_decay) if config.ema_decay else None,
-        forward=try_compile(model, next(iter(sets.train))[0], amp) if config.compile else model,
+        forward=try_compile(model, sets.train, amp) if config.compile else model,
     )
     if not resumed:
         return run, None

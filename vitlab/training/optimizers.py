@@ -124,8 +124,9 @@ def make_average(model: nn.Module, decay: float) -> AveragedModel:
     """An exponential moving average of a model's weights (Polyak & Juditsky, 1992). It forgets faster at the start:
     after n updates the decay is at most (1 + n) / (10 + n)."""
 
-    def lerp(averaged, current, updates):
-        weight = 1 - min(decay, (1 + int(updates)) / (10 + int(updates)))
-        torch._foreach_lerp_(averaged, current, weight)
+    def lerp(averaged, current, _):  # the third is n_averaged on the device, and reading it there would wait
+        updates = int(average.n_averaged)  # on the CPU
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + updates) / (10 + updates)))
 
-    return AveragedModel(model, multi_avg_fn=lerp)
+    average = AveragedModel(model, multi_avg_fn=lerp)
+    return average
