@@ -25,7 +25,7 @@ from vitlab.models.registry import build_model
 from vitlab.training import loop, tracking
 from vitlab.training.loop import check_last_batch
 from vitlab.training.muon import Muon
-from vitlab.training.optimizers import accumulation, make_average, make_optimizers, optimizer_step, warmup_cosine
+from vitlab.training.optimizers import MovingAverage, accumulation, make_optimizers, optimizer_step, warmup_cosine
 
 TINY = dict(
     dataset="digits",
@@ -91,7 +91,7 @@ def test_the_average_is_the_exponential_one(tmp_path):
     """Replay the run's raw weights by hand."""
     config = TrainConfig.create(TINY)
     model = build_model(config)
-    average = make_average(model, decay=0.6)
+    average = MovingAverage(model, decay=0.6)
     by_hand = None
     for n in range(8):
         with torch.no_grad():
@@ -161,7 +161,7 @@ def test_a_gradient_that_overflows_in_float16_stops_all_optimisers():
     config = TrainConfig.create(TINY, optimizer="muon")
     for overflows in (False, True):
         model = build_model(config)
-        optimizers, average = make_optimizers(model, config), make_average(model, 0.9)
+        optimizers, average = make_optimizers(model, config), MovingAverage(model, 0.9)
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
         before = [parameter.detach().clone() for parameter in model.parameters()]
         scaler.scale(

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import platform
 import re
 import subprocess
@@ -71,6 +72,19 @@ def try_compile(network: nn.Module, batches: Iterable, amp: torch.dtype | None) 
         print(f"--compile does not work here, going on without it: {reason[0]}")
         torch._dynamo.reset()
         return network
+
+
+def send(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Values from the CPU on a device. CUDA need not be waited for: the copy goes through pinned memory."""
+    values = values.pin_memory() if device.type == "cuda" else values
+    return values.to(device, non_blocking=device.type != "mps")
+
+
+@functools.lru_cache(maxsize=64)
+def constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Numbers on a device, float32, made once."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def use_threads(number: int | None) -> None:

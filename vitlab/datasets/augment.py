@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torchvision.transforms import v2
 
 from vitlab.config import TrainConfig
+from vitlab.hardware import constant, send
 
 
 def uniform(shape: int | Sequence[int], low: float, high: float, generator: torch.Generator) -> torch.Tensor:
@@ -43,7 +44,7 @@ def crop_and_flip(
         columns = torch.where(mirror, W - 1 - columns, columns)
     columns = columns + lefts
     padded = F.pad(images, 4 * [padding], mode=mode)
-    rows, columns, which = (index.to(images.device) for index in (rows, columns, torch.arange(B)))
+    rows, columns, which = (send(index, images.device) for index in (rows, columns, torch.arange(B)))
     return padded[which[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
@@ -58,7 +59,7 @@ def warp(images: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
     unit = inverse.clone()  # the same map in coordinates from -1 to 1
     unit[:, :, :2] *= half / half[:, None]
     unit[:, :, 2] /= half
-    grid = F.affine_grid(unit.to(images.device), list(images.shape), align_corners=False)
+    grid = F.affine_grid(send(unit, images.device), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid.to(images.dtype), mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
@@ -90,7 +91,7 @@ def grey(images: torch.Tensor) -> torch.Tensor:
     """Luma of RGB images as B x 1 x H x W; grey images as they are. The weights are torchvision's, see as_channels."""
     if images.shape[1] == 1:
         return images
-    return (images * images.new_tensor([0.2989, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    return (images * constant((0.2989, 0.587, 0.114), images.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
 def brightness(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
@@ -107,7 +108,9 @@ def contrast(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 
 def sharpness(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     C = images.shape[1]
-    kernel = images.new_tensor([[1, 1, 1], [1, 5, 1], [1, 1, 1]]).div(13).expand(C, 1, 3, 3)
+    kernel = (
+        constant((1.0, 1.0, 1.0, 1.0, 5.0, 1.0, 1.0, 1.0, 1.0), images.device).view(3, 3).div(13).expand(C, 1, 3, 3)
+    )
     smooth = images.clone()
     smooth[..., 1:-1, 1:-1] = F.conv2d(images, kernel, groups=C)
     return blend(images, smooth, factor)
@@ -163,13 +166,13 @@ def apply_ops(images: torch.Tensor, op: torch.Tensor, magnitude: torch.Tensor) -
     out = images.clone()
     moved = ((op > 0) & (op < len(GEOMETRIC))).nonzero().flatten()
     if len(moved):
-        index = moved.to(images.device)
+        index = send(moved, images.device)
         out[index] = warp(images[index], geometric(op[moved], magnitude[moved], images.shape[-1]))
     for i, colour in enumerate(COLOUR, start=len(GEOMETRIC)):
         chosen = (op == i).nonzero().flatten()
         if len(chosen):
-            index = chosen.to(images.device)
-            out[index] = colour(images[index], magnitude[chosen].to(images.device))
+            index = send(chosen, images.device)
+            out[index] = colour(images[index], send(magnitude[chosen], images.device))
     return out
 
 
@@ -238,8 +241,8 @@ def random_erasing(
     rows, columns = torch.arange(H), torch.arange(W)
     in_rows = (rows >= top[:, None]) & (rows < (top + height)[:, None]) & chosen[:, None]  # B x H
     in_columns = (columns >= left[:, None]) & (columns < (left + width)[:, None])
-    box = in_rows.to(images.device)[:, None, :, None] & in_columns.to(images.device)[:, None, None, :]
-    return torch.where(box, images.new_tensor(value).view(1, -1, 1, 1), images)
+    box = send(in_rows[:, None, :, None] & in_columns[:, None, None, :], images.device)  # B x 1 x H x W
+    return torch.where(box, constant(tuple(value), images.device).view(1, -1, 1, 1), images)
 
 
 POLICIES: dict[str, Callable[[torch.Tensor, torch.Generator], torch.Tensor]] = {

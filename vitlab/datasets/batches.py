@@ -12,6 +12,7 @@ from vitlab.cli import UserError
 from vitlab.datasets import augment
 from vitlab.datasets.folders import DecodedFiles
 from vitlab.datasets.images import normalise, resize
+from vitlab.hardware import send
 
 
 class Batches(Protocol):
@@ -78,7 +79,7 @@ class TensorBatches:
 
     def _pixels(self, order: torch.Tensor) -> Iterator[torch.Tensor]:
         """Yield batches of uint8 images, in the given order of indices."""
-        order = order.to(self.images.device)
+        order = send(order, self.images.device)
         for indices in order.split(self.batch_size):
             yield self.images[indices]
 
@@ -99,12 +100,12 @@ class TensorBatches:
         n = len(self.labels)
         order = torch.randperm(n, generator=self._random(self.epoch)) if self.augment else torch.arange(n)
         order = order[self.start * self.batch_size :]
-        labels = self.labels[order.to(self.labels.device)].split(self.batch_size)
+        labels = self.labels[send(order, self.labels.device)].split(self.batch_size)
         mirrored = self._mirrored(order).split(self.batch_size) if self.alternate_flip else None
         for batch, pixels in enumerate(self._pixels(order), start=self.start):
             images = pixels.float() / 255
             if mirrored:
-                images = torch.where(mirrored[batch - self.start].to(images.device), images.flip(-1), images)
+                images = torch.where(send(mirrored[batch - self.start], images.device), images.flip(-1), images)
             if self.augment:
                 generator = self._random(self.epoch, batch)
                 images = augment.POLICIES[self.augment](images, generator)
@@ -133,7 +134,7 @@ class FileBatches(TensorBatches):
         for pixels in loader:
             if isinstance(pixels, str):
                 raise UserError(pixels)
-            yield pixels.to(self.labels.device, non_blocking=True)
+            yield send(pixels, self.labels.device)
 
 
 def _stack_pixels(items: list[tuple]) -> torch.Tensor | str:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from vitlab.cli import UserError
+from vitlab.hardware import constant
 from vitlab.layout import is_hidden
 
 # ------------------------------------------------------------------------------------------- files
@@ -183,7 +184,7 @@ def from_pixels(pixels: torch.Tensor) -> Image.Image:
 
 def normalise(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """(images - mean) / std of float images B x C x H x W; mean and std have one value per channel."""
-    mean, std = (torch.tensor(v, device=images.device).view(1, -1, 1, 1) for v in (mean, std))
+    mean, std = (constant(tuple(v), images.device).view(1, -1, 1, 1) for v in (mean, std))
     return (images - mean) / std
 
 

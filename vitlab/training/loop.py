@@ -27,7 +27,7 @@ from vitlab.training import tracking
 from vitlab.training.epoch import check_loss, measure_batch_norm, train_one_epoch
 from vitlab.training.fine_tuning import load_weights
 from vitlab.training.finish import finish, finished_report
-from vitlab.training.optimizers import make_average, make_optimizers, warmup_cosine
+from vitlab.training.optimizers import MovingAverage, make_optimizers, warmup_cosine
 from vitlab.training.run_folder import (
     COLUMNS,
     SILENT_ON_RESUME,
@@ -187,7 +187,7 @@ def begin(
         optimizers=optimizers,
         schedule=schedule or warmup_cosine(config, steps_per_epoch=len(sets.train)),
         scaler=torch.amp.GradScaler(device.type, enabled=amp == torch.float16),
-        average=make_average(model, config.ema_decay) if config.ema_decay else None,
+        average=MovingAverage(model, config.ema_decay) if config.ema_decay else None,
         forward=try_compile(model, sets.train, amp) if config.compile else model,
     )
     if not resumed:

@@ -101,7 +101,7 @@ def optimizer_step(
     optimizers: list[torch.optim.Optimizer],
     scaler: torch.amp.GradScaler,
     clip_grad: float = 0.0,
-    average: AveragedModel | None = None,
+    average: "MovingAverage | None" = None,
 ) -> None:
     """Update the weights from their gradients, clipped to the norm `clip_grad` (0: not clipped), then the average of
     the weights; the gradients are cleared. If one gradient overflowed in float16, no optimiser steps."""
@@ -120,13 +120,22 @@ def optimizer_step(
     model.zero_grad(set_to_none=True)
 
 
-def make_average(model: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of a model's weights (Polyak & Juditsky, 1992). It forgets faster at the start:
-    after n updates the decay is at most (1 + n) / (10 + n)."""
+class MovingAverage(AveragedModel):
+    """An exponential moving average of a model's weights (Polyak & Juditsky, 1992), as `module`. It forgets faster at
+    the start: after n updates the decay is at most (1 + n) / (10 + n). Buffers are the model's.
 
-    def lerp(averaged, current, _):  # the third is n_averaged on the device, and reading it there would wait
-        updates = int(average.n_averaged)  # on the CPU
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + updates) / (10 + updates)))
+    torch's AveragedModel copies n_averaged to the device at each update, which an accelerator would be waited for."""
 
-    average = AveragedModel(model, multi_avg_fn=lerp)
-    return average
+    def __init__(self, model: nn.Module, decay: float):
+        super().__init__(model)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Add the model's present weights to the average."""
+        updates = int(self.n_averaged)
+        weight = 1 - min(self.decay, (1 + updates) / (10 + updates)) if updates else 1.0
+        torch._foreach_lerp_(list(self.module.parameters()), list(model.parameters()), weight)
+        if buffers := list(self.module.buffers()):
+            torch._foreach_copy_(buffers, list(model.buffers()))
+        self.n_averaged += 1

@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from vitlab.checkpoint import save_checkpoint
 from vitlab.cli import UserError
 from vitlab.config import TrainConfig
 from vitlab.datasets.splits import Splits
+from vitlab.training.optimizers import MovingAverage
 from vitlab.training.tracking import Tracker
 
 
@@ -96,7 +96,7 @@ class Run:
     optimizers: list[torch.optim.Optimizer]
     schedule: Callable[[int], float]  # batch, counted from 0 over all epochs -> learning rate
     scaler: torch.amp.GradScaler
-    average: AveragedModel | None
+    average: MovingAverage | None
     forward: Callable[[torch.Tensor], torch.Tensor]  # the model, compiled or not
     progress: Progress = field(default_factory=Progress)
     tracker: Tracker | None = None
