@@ -58,7 +58,6 @@ SILENT_ON_RESUME = (
     "overwrite",
 )
 
-
 REMEDY = "give the same, or start anew without --resume"
 
 
