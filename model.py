@@ -15,13 +15,13 @@ C classes, G patches along one side, P = G * G patches.
 
 import argparse
 import contextlib
-import inspect
 import math
 from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -59,8 +59,7 @@ def sine_positions(grid_size, dim):
     frequencies = 100.0 ** -(torch.arange(quarter) / quarter)
     y, x = torch.meshgrid(torch.arange(grid_size), torch.arange(grid_size), indexing="ij")
     angles = torch.cat([y.reshape(-1, 1) * frequencies, x.reshape(-1, 1) * frequencies], dim=1)  # P x D/2
-    table = torch.cat([angles.sin(), angles.cos()], dim=1)
-    return F.pad(table, (0, dim - table.shape[1]))
+    return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, dim % 4))
 
 
 class ConvStem(nn.Module):
@@ -186,8 +185,7 @@ class Block(nn.Module):
         x = x + self.drop_path(out["attn"])
         out["norm2"] = self.norm2(x)
         out["mlp"] = self.mlp(out["norm2"])
-        x = x + self.drop_path(out["mlp"])
-        return x, attention, out
+        return x + self.drop_path(out["mlp"]), attention, out
 
 
 class VisionTransformer(nn.Module):
@@ -242,10 +240,10 @@ class VisionTransformer(nn.Module):
         for name, size in dict(sizes, num_classes=num_classes, depth=depth, stem_depth=stem_depth).items():
             if size < 1:
                 raise ValueError(f"{name} {size} is too small; choose 1 or more")
-        self.img_size, self.in_chans, self.pool = img_size, in_chans, pool
+        self.img_size, self.in_chans, self.pool, self.grad_checkpointing = img_size, in_chans, pool, False
 
-        conv = dict(stem_depth=stem_depth, whitened=stem == "whitened")
-        self.patch_embed = PatchEmbed(**sizes) if stem == "linear" else ConvStem(**sizes, **conv)
+        conv = dict(sizes, stem_depth=stem_depth, whitened=stem == "whitened")
+        self.patch_embed = PatchEmbed(**sizes) if stem == "linear" else ConvStem(**conv)
         self.grid_size = self.patch_embed.grid_size  # G
         self.has_cls = pool != "seq"
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if self.has_cls else None
@@ -258,9 +256,9 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(embed_dim, eps=norm_eps) if pool != "mean" else nn.Identity()
         self.fc_norm = nn.LayerNorm(embed_dim, eps=norm_eps) if pool == "mean" else nn.Identity()
         self.seq_pool = nn.Linear(embed_dim, 1) if pool == "seq" else None
-        hidden = dict(fc1=nn.Linear(embed_dim, embed_dim), act=nn.Tanh()) if head == "mlp" else {}
-        last = nn.Linear(embed_dim, num_classes)
-        self.head = nn.Sequential(OrderedDict(**hidden, fc2=last)) if hidden else last
+        self.head = nn.Linear(embed_dim, num_classes)
+        if head == "mlp":
+            self.head = nn.Sequential(OrderedDict(fc1=nn.Linear(embed_dim, embed_dim), act=nn.Tanh(), fc2=self.head))
         self._init_weights()
 
     @torch.no_grad()
@@ -303,7 +301,10 @@ class VisionTransformer(nn.Module):
 
         maps = []
         for i, block in enumerate(self.blocks):
-            x, attention, inside = block(x, return_attention)
+            if self.grad_checkpointing and self.training:  # keep a block's input alone, and compute the rest again
+                x, attention, inside = checkpoint(block, x, return_attention, use_reentrant=False)
+            else:
+                x, attention, inside = block(x, return_attention)
             if return_attention:
                 maps.append(attention)
                 hidden[f"blocks.{i}.attention"] = attention
@@ -318,12 +319,11 @@ class VisionTransformer(nn.Module):
         else:
             x = self.norm(x)
             x = (self.seq_pool(x).softmax(dim=1) * x).sum(dim=1)
-        logits = self.head(x)  # B x C
 
-        out = (logits,)
+        out = (self.head(x),)  # logits, B x C
         out += (torch.stack(maps, dim=1),) if return_attention else ()
         out += (hidden,) if return_hidden else ()
-        return out if len(out) > 1 else logits
+        return out if len(out) > 1 else out[0]
 
 
 def main():
@@ -332,10 +332,10 @@ def main():
     older |= dict(num_heads="n_attention_heads", mlp_ratio="forward_mul", drop_rate="dropout")
     parser = argparse.ArgumentParser(description=main.__doc__, allow_abbrev=False)
     parser.error = lambda message: parser.exit(2, f"model.py: {message}\n")
-    for name, parameter in inspect.signature(VisionTransformer).parameters.items():
-        spellings, default = [f"--{spelling}" for spelling in (name, older.get(name)) if spelling], parameter.default
+    for name, default in VisionTransformer.__init__.__kwdefaults__.items():
+        spellings = [f"--{spelling}" for spelling in (name, older.get(name)) if spelling]
         how = dict(type=type(default)) if type(default) is not bool else dict(action=argparse.BooleanOptionalAction)
-        parser.add_argument(*spellings, dest=name, default=default, help=f"(default: {default})", **how)
+        parser.add_argument(*spellings, default=default, help=f"(default: {default})", **how)
     try:
         model = VisionTransformer(**vars(parser.parse_args())).eval()
     except (ValueError, RuntimeError) as error:

@@ -10,7 +10,7 @@ FLOORS = [
     ["model"],
     ["vitlab.cli", "vitlab.attention"],
     ["vitlab.files", "vitlab.layout"],
-    ["vitlab.settings", "vitlab.catalog"],
+    ["vitlab.settings", "vitlab.catalog", "vitlab.processes"],
     ["vitlab.config"],
     ["vitlab.hardware", "vitlab.models", "vitlab.pt_files", "vitlab.checkpoint_flags"],
     ["vitlab.datasets", "vitlab.pictures", "vitlab.evaluation"],

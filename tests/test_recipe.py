@@ -194,10 +194,10 @@ def test_mixing():
     images, labels = torch.rand(64, 3, 16, 16), torch.arange(64) % 10
     config = TrainConfig.create(mixup=0.8, cutmix=1.0, mix_prob=0.5, mix_switch_prob=0.25)
     mix = augment.make_mix(config)
-    torch.manual_seed(0)
+    state = torch.get_rng_state()
     counts = dict(neither=0, mixup=0, cutmix=0)
-    for _ in range(400):
-        mixed, targets = mix(images, labels)
+    for batch in range(400):
+        mixed, targets = mix(images, labels, 3, batch)
         if targets.ndim == 1:
             assert torch.equal(mixed, images)
             counts["neither"] += 1
@@ -213,6 +213,8 @@ def test_mixing():
             share = targets[5, 5]
             torch.testing.assert_close(mixed[5], share * images[5] + (1 - share) * partner[5])
     assert abs(counts["neither"] - 200) < 40 and abs(counts["cutmix"] - 50) < 25, counts
+    assert torch.equal(mix(images, labels, 3, 399)[0], mixed)  # all from (seed, epoch, batch)
+    assert torch.equal(torch.get_rng_state(), state)
     assert augment.make_mix(TrainConfig.create()) is None
 
 

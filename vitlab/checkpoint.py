@@ -34,7 +34,7 @@ Picture = str | Path | Image.Image  # an image: where it lies, or itself
 
 def save_checkpoint(
     path: str | Path,
-    model: nn.Module,
+    model: nn.Module | dict[str, torch.Tensor],
     config: TrainConfig,
     *,
     classes: Iterable[str],
@@ -43,7 +43,8 @@ def save_checkpoint(
     history: list[dict],
     **more,
 ) -> None:
-    """Write a checkpoint. `more` is what load_checkpoint does not need, such as the optimiser's state.
+    """Write a checkpoint of a model or of its state dict. `more` is what load_checkpoint does not need, such as the
+    optimiser's state.
 
     Raises UserError if the file cannot be written; one that was there stays as it was.
     """
@@ -51,7 +52,7 @@ def save_checkpoint(
         path,
         {
             FORMAT: VERSION,
-            "model": model.state_dict(),
+            "model": model.state_dict() if isinstance(model, nn.Module) else model,
             "model_args": config.model_args(),
             "config": dataclasses.asdict(config),
             "classes": list(classes),

@@ -69,21 +69,25 @@ def check_folder_name(name: str) -> None:
         raise UserError(f"--folder_name {name!r}: give a plain name; --output_path says where")
 
 
-def run_cli(main: Callable[[], int | None]) -> NoReturn:
+def run_cli(main: Callable[[], int | None], *, in_processes: bool = False) -> NoReturn:
     """Run a script's main() and exit with what it returns (None: 0). A UserError becomes one line on stderr and exit
     status 2, Ctrl-C exit status 130; a closed pipe (`| head -1`) ends it with 141. What the terminal's encoding lacks
-    is printed as an escape such as \\u732b."""
+    is printed as an escape such as \\u732b. Of the processes of torchrun on a machine, the first prints errors;
+    a script that is not made for them (in_processes) does not run."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     script = Path(sys.argv[0]).name
     try:
         try:
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not in_processes:
+                raise UserError("torchrun is for train.py; start this script with python")
             status = main()
         finally:
             sys.stdout.flush()  # here, not when Python exits, where a closed pipe cannot be caught
     except UserError as error:
-        print(f"{script}: {error}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"{script}: {error}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print(f"{script}: interrupted", file=sys.stderr)

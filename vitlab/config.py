@@ -130,6 +130,9 @@ class RunSettings:
     )
     threads: int | None = setting(None, "of PyTorch on the CPU (default: PyTorch's own number)", low=1, high=1024)
     compile: bool = setting(False, "torch.compile the model")
+    fsdp: bool = setting(False, "divide the weights between the processes of torchrun, for models that do not fit")
+    grad_checkpointing: bool = setting(False, "save memory: a block's inner values are computed again, not kept")
+    sync_batchnorm: bool = setting(False, "batch norm's statistics over all GPUs, not over each one's own images")
     seed: int = setting(0, "of the split, the weights, the order and the augmentation", low=0, high=2**32 - 1)
     output_path: str = setting("./output", "curves, tables and reports go to OUTPUT_PATH/NAME", is_path=True)
     model_path: str = setting("./model", "checkpoints go to MODEL_PATH/NAME", is_path=True)
@@ -238,6 +241,10 @@ class TrainConfig(RunSettings, RecipeSettings, ModelSettings, DataSettings):  # 
             raise UserError(f"--fold {self.fold}: {remedy}")
         if self.visualizers and self.model != "vit":
             raise UserError(f"--visualizers show attention, and {self.model} has none; leave the flag out")
+        if self.grad_checkpointing and self.model != "vit":
+            raise UserError(f"--grad_checkpointing works on blocks, and {self.model} has none; leave it out")
+        if self.fsdp and self.visualizers:
+            raise UserError("--visualizers need the whole model in one process; leave out them or --fsdp")
         if self.visualize_layers and max(self.visualize_layers) >= self.depth:
             raise UserError(
                 f"--visualize_layers {max(self.visualize_layers)}: {flag('depth')} {self.depth} has layers 0 to "

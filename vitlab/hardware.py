@@ -14,15 +14,23 @@ import torch
 from torch import nn
 
 import model
+from vitlab import processes
 from vitlab.cli import UserError
 
 
 def find_device(name: str) -> torch.device:
-    """model.pick_device, but raises UserError if there is no such device."""
+    """model.pick_device, but raises UserError if there is no such device. Of the processes that torchrun starts each
+    gets a GPU of its own."""
+    number = processes.local_rank()
+    if number is not None and (name == "cuda" or (name == "auto" and torch.cuda.is_available())):
+        name = f"cuda:{number}"
     try:
-        return model.pick_device(name)
+        device = model.pick_device(name)
     except ValueError as error:
-        raise UserError(error) from None
+        raise UserError(f"{error}; --nproc_per_node starts a process for each" if number else error) from None
+    if processes.count() > 1 and device.type == "mps":
+        raise UserError(f"--device {name}: torch has no exchange between processes on MPS; choose cpu")
+    return device
 
 
 def cpu_has_bf16() -> bool:

@@ -12,7 +12,9 @@ draws one operation per call from the global generator, and kornia is not on the
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torchvision.transforms import v2
@@ -21,26 +23,52 @@ from vitlab.config import TrainConfig
 from vitlab.hardware import constant, send
 
 
-def uniform(shape: int | Sequence[int], low: float, high: float, generator: torch.Generator) -> torch.Tensor:
+@dataclass(frozen=True)
+class GeneratorOfRows:
+    """A generator for some rows of a batch. It draws for the whole batch, so that an image gets the same numbers
+    whichever process augments it."""
+
+    generator: torch.Generator
+    batch_size: int
+    rows: torch.Tensor  # int64 B
+
+
+Generator = torch.Generator | GeneratorOfRows
+
+
+def draw(function: Callable, *args: int, shape: Sequence[int], generator: Generator) -> torch.Tensor:
+    """function(*args, shape, generator=generator). The last dimension counts the images."""
+    if isinstance(generator, GeneratorOfRows):
+        shape = (*shape[:-1], generator.batch_size)
+        return function(*args, shape, generator=generator.generator)[..., generator.rows]
+    return function(*args, shape, generator=generator)
+
+
+def uniform(shape: Sequence[int], low: float, high: float, generator: Generator) -> torch.Tensor:
     """Uniform draws between low and high."""
-    return torch.rand(shape, generator=generator) * (high - low) + low
+    return draw(torch.rand, shape=shape, generator=generator) * (high - low) + low
+
+
+def integers(high: int, shape: Sequence[int], generator: Generator) -> torch.Tensor:
+    """Whole numbers from 0 to high - 1."""
+    return draw(torch.randint, high, shape=shape, generator=generator)
 
 
 # ------------------------------------------------------------------------------------ crop, flip, move
 
 
 def crop_and_flip(
-    images: torch.Tensor, generator: torch.Generator, *, padding: int = 4, mode: str = "constant", flip: bool = True
+    images: torch.Tensor, generator: Generator, *, padding: int = 4, mode: str = "constant", flip: bool = True
 ) -> torch.Tensor:
     """Crop each image at random after padding it with black (or by another mode of F.pad), and mirror half of them.
 
     The standard CIFAR augmentation: He et al., arXiv:1512.03385, section 4.2."""
     B, _, H, W = images.shape
-    tops, lefts = torch.randint(2 * padding + 1, (2, B, 1), generator=generator)
+    tops, lefts = integers(2 * padding + 1, (2, B), generator).unsqueeze(-1)
     rows = torch.arange(H) + tops  # B x H
     columns = torch.arange(W).expand(B, W)
     if flip:
-        mirror = torch.rand(B, 1, generator=generator) < 0.5
+        mirror = uniform((B,), 0, 1, generator)[:, None] < 0.5
         columns = torch.where(mirror, W - 1 - columns, columns)
     columns = columns + lefts
     padded = F.pad(images, 4 * [padding], mode=mode)
@@ -64,13 +92,13 @@ def warp(images: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
 
 
 def random_affine(
-    images: torch.Tensor, generator: torch.Generator, *, degrees: float = 8.0, shift: float = 0.04, scale: float = 0.08
+    images: torch.Tensor, generator: Generator, *, degrees: float = 8.0, shift: float = 0.04, scale: float = 0.08
 ) -> torch.Tensor:
     """Rotate each image at random (by up to `degrees` either way), shift it (by up to this fraction of its side) and
     scale it (between 1 - scale and 1 + scale)."""
     B, side = len(images), images.shape[-1]
-    angle = uniform(B, -degrees, degrees, generator).deg2rad()
-    zoom = uniform(B, 1 - scale, 1 + scale, generator)
+    angle = uniform((B,), -degrees, degrees, generator).deg2rad()
+    zoom = uniform((B,), 1 - scale, 1 + scale, generator)
     x, y = uniform((2, B), -shift * side, shift * side, generator)
     cos, sin = angle.cos() / zoom, angle.sin() / zoom
     return warp(images, torch.stack([cos, sin, x, -sin, cos, y], dim=-1).view(B, 2, 3))
@@ -179,7 +207,7 @@ def apply_ops(images: torch.Tensor, op: torch.Tensor, magnitude: torch.Tensor) -
 def magnitudes(
     op: torch.Tensor,
     level: torch.Tensor,
-    generator: torch.Generator,
+    generator: Generator,
     *,
     shear: float,
     shift: float,
@@ -191,7 +219,7 @@ def magnitudes(
 
     The keywords are the magnitudes at strength 1: shear, shift in pixels, rotation in degrees, change of a factor,
     bits removed."""
-    sign = torch.randint(2, (len(op),), generator=generator) * 2.0 - 1
+    sign = integers(2, (len(op),), generator) * 2.0 - 1
     signed = sign * level
     table = torch.stack(
         [level, signed * shear, signed * shear, signed * shift, signed * shift, signed * degrees]
@@ -201,43 +229,41 @@ def magnitudes(
     return table.gather(0, op[None])[0]
 
 
-def randaugment(
-    images: torch.Tensor, generator: torch.Generator, *, num_ops: int = 2, level: float = 9 / 30
-) -> torch.Tensor:
+def randaugment(images: torch.Tensor, generator: Generator, *, num_ops: int = 2, level: float = 9 / 30) -> torch.Tensor:
     """RandAugment (Cubuk et al., arXiv:1909.13719): num_ops random operations in a row, all of strength `level`;
     ranges as in torchvision."""
     side = images.shape[-1]
     for _ in range(num_ops):
-        op = torch.randint(N_OPS, (len(images),), generator=generator)
+        op = integers(N_OPS, (len(images),), generator)
         strength = torch.full((len(images),), level)
         ranges = dict(shear=0.3, shift=150 / 331 * side, degrees=30, factor=0.9, bits=4)
         images = apply_ops(images, op, magnitudes(op, strength, generator, **ranges))
     return images
 
 
-def trivialaugment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def trivialaugment(images: torch.Tensor, generator: Generator) -> torch.Tensor:
     """TrivialAugment, wide (Mueller & Hutter, arXiv:2103.10158): one random operation of a random strength; ranges as
     in torchvision, but shifts at most by the side of the image."""
-    op = torch.randint(N_OPS, (len(images),), generator=generator)
-    strength = torch.randint(31, (len(images),), generator=generator) / 30
+    op = integers(N_OPS, (len(images),), generator)
+    strength = integers(31, (len(images),), generator) / 30
     ranges = dict(shear=0.99, shift=min(32, images.shape[-1]), degrees=135, factor=0.99, bits=6)
     return apply_ops(images, op, magnitudes(op, strength, generator, **ranges))
 
 
 def random_erasing(
-    images: torch.Tensor, generator: torch.Generator, *, probability: float, value: Sequence[float]
+    images: torch.Tensor, generator: Generator, *, probability: float, value: Sequence[float]
 ) -> torch.Tensor:
     """With this probability, fill a random rectangle of an image with `value` (one number per channel): 2 to 33 % of
     the area, sides in a ratio of 0.3 to 3.3.
 
     Zhong et al., arXiv:1708.04896, algorithm 1; a rectangle too long for the image is cut to its side."""
     B, _, H, W = images.shape
-    area = uniform(B, 0.02, 0.33, generator) * H * W
-    ratio = uniform(B, math.log(0.3), math.log(3.3), generator).exp()
+    area = uniform((B,), 0.02, 0.33, generator) * H * W
+    ratio = uniform((B,), math.log(0.3), math.log(3.3), generator).exp()
     height, width = ((area * ratio).sqrt().round().clamp(1, H), (area / ratio).sqrt().round().clamp(1, W))
-    top = (torch.rand(B, generator=generator) * (H - height + 1)).floor()
-    left = (torch.rand(B, generator=generator) * (W - width + 1)).floor()
-    chosen = torch.rand(B, generator=generator) < probability
+    top = (uniform((B,), 0, 1, generator) * (H - height + 1)).floor()
+    left = (uniform((B,), 0, 1, generator) * (W - width + 1)).floor()
+    chosen = uniform((B,), 0, 1, generator) < probability
     rows, columns = torch.arange(H), torch.arange(W)
     in_rows = (rows >= top[:, None]) & (rows < (top + height)[:, None]) & chosen[:, None]  # B x H
     in_columns = (columns >= left[:, None]) & (columns < (left + width)[:, None])
@@ -245,7 +271,7 @@ def random_erasing(
     return torch.where(box, constant(tuple(value), images.device).view(1, -1, 1, 1), images)
 
 
-POLICIES: dict[str, Callable[[torch.Tensor, torch.Generator], torch.Tensor]] = {
+POLICIES: dict[str, Callable[[torch.Tensor, Generator], torch.Tensor]] = {
     "none": lambda images, generator: images,
     "crop": lambda images, generator: crop_and_flip(images, generator, flip=False),
     "crop-flip": crop_and_flip,
@@ -262,9 +288,10 @@ POLICIES: dict[str, Callable[[torch.Tensor, torch.Generator], torch.Tensor]] = {
 def make_mix(config: TrainConfig) -> Callable[..., tuple[torch.Tensor, torch.Tensor]] | None:
     """mixup (Zhang et al., arXiv:1710.09412) and CutMix (Yun et al., arXiv:1905.04899), by torchvision.
 
-    Returns a function (images, labels B) -> (images, class shares B x C), which with probability
+    Returns a function (images, labels B, epoch, batch) -> (images, class shares B x C), which with probability
     1 - config.mix_prob returns both unchanged; None if config.mixup and config.cutmix are 0.
-    Unlike the policies it draws from the global generator, whose state a checkpoint keeps.
+    Each image is mixed with the one before it. Its draws follow from (seed, epoch, batch) and are the same for all
+    images.
     """
     if not config.mixup and not config.cutmix:
         return None
@@ -273,4 +300,16 @@ def make_mix(config: TrainConfig) -> Callable[..., tuple[torch.Tensor, torch.Ten
         kind(alpha=alpha, num_classes=config.num_classes): share for kind, (alpha, share) in kinds.items() if alpha
     }
     shares = list(mixes.values()) if len(mixes) > 1 else None
-    return v2.RandomApply([v2.RandomChoice(list(mixes), p=shares)], p=config.mix_prob)
+    apply = v2.RandomApply([v2.RandomChoice(list(mixes), p=shares)], p=config.mix_prob)
+
+    def mix(images: torch.Tensor, labels: torch.Tensor, epoch: int, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator of the CPU
+            torch.default_generator.manual_seed(seed_of(config.seed, epoch, batch, 1))
+            return apply(images, labels)
+
+    return mix
+
+
+def seed_of(*key: int) -> int:
+    """A seed for a key of whole numbers. SeedSequence makes those of neighbouring keys unrelated."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)

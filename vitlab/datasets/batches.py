@@ -1,11 +1,10 @@
 """Batches on the device: from one tensor, or from image files."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
 
 from vitlab.cli import UserError
@@ -73,45 +72,57 @@ class TensorBatches:
         self.epoch, self.start = epoch, start
 
     def _random(self, *key: int) -> torch.Generator:
-        """The generator, restarted from (seed, *key). SeedSequence makes neighbouring numbers unrelated seeds."""
-        self.generator.manual_seed(int(np.random.SeedSequence([self.seed, *key]).generate_state(1, np.uint64)[0] >> 1))
-        return self.generator
+        """The generator, restarted from (seed, *key)."""
+        return self.generator.manual_seed(augment.seed_of(self.seed, *key))
 
-    def _pixels(self, order: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Yield batches of uint8 images, in the given order of indices."""
-        order = send(order, self.images.device)
-        for indices in order.split(self.batch_size):
-            yield self.images[indices]
+    def _pixels(self, batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Yield batches of uint8 images, given by their places in the set."""
+        for places in send_all(batches, self.images.device):
+            yield self.images[places]
 
-    def _mirrored(self, order: torch.Tensor) -> torch.Tensor:
-        """Which images of `order` this epoch mirrors, n x 1 x 1 x 1: a random half of the set in even epochs, the other
-        half in odd ones (Jordan, arXiv:2404.00498, section 3.6)."""
-        first_half = torch.rand(len(self.labels), generator=self._random(2**32)) < 0.5
-        return (first_half ^ bool(self.epoch % 2))[order].view(-1, 1, 1, 1)
+    def _mirrored(self) -> torch.Tensor:
+        """Which images of the set this epoch mirrors, bool n: a random half in even epochs, the other half in odd ones
+        (Jordan, arXiv:2404.00498, section 3.6)."""
+        return (torch.rand(len(self.labels), generator=self._random(2**32)) < 0.5) ^ bool(self.epoch % 2)
 
     def sample(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
         places = torch.linspace(0, len(self.labels) - 1, min(n, len(self.labels))).round().long()
         with torch.random.fork_rng(devices=[]):  # a DataLoader draws a number for its workers
-            images = torch.cat([pixels.float() / 255 for pixels in self._pixels(places)])
+            pixels = self._pixels(places.split(self.batch_size))
+            images = torch.cat([batch.float() / 255 for batch in pixels])
         images = normalise(resize(images, self.img_size), self.mean, self.std)
         return images, self.labels[places.to(self.labels.device)]
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return self.rows_of(torch.arange)
+
+    def rows_of(self, choose: Callable[[int], torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The batches of the current epoch, but of each only the rows choose(its length), int64: as in the complete
+        batch, at a share of the cost."""
         n = len(self.labels)
         order = torch.randperm(n, generator=self._random(self.epoch)) if self.augment else torch.arange(n)
-        order = order[self.start * self.batch_size :]
-        labels = self.labels[send(order, self.labels.device)].split(self.batch_size)
-        mirrored = self._mirrored(order).split(self.batch_size) if self.alternate_flip else None
-        for batch, pixels in enumerate(self._pixels(order), start=self.start):
+        whole = order.split(self.batch_size)[self.start :]
+        rows = [choose(len(places)) for places in whole]
+        chosen = [places[some] for places, some in zip(whole, rows)]
+        labels = [self.labels[places] for places in send_all(chosen, self.labels.device)]
+        mirrored = self._mirrored()[:, None, None, None] if self.alternate_flip else None
+        for i, pixels in enumerate(self._pixels(chosen)):
             images = pixels.float() / 255
-            if mirrored:
-                images = torch.where(send(mirrored[batch - self.start], images.device), images.flip(-1), images)
+            if mirrored is not None:
+                images = torch.where(send(mirrored[chosen[i]], images.device), images.flip(-1), images)
             if self.augment:
-                generator = self._random(self.epoch, batch)
+                generator = self._random(self.epoch, self.start + i)
+                if len(rows[i]) != len(whole[i]):
+                    generator = augment.GeneratorOfRows(generator, len(whole[i]), rows[i])
                 images = augment.POLICIES[self.augment](images, generator)
                 if self.random_erasing:
                     images = augment.random_erasing(images, generator, probability=self.random_erasing, value=self.mean)
-            yield normalise(resize(images, self.img_size), self.mean, self.std), labels[batch - self.start]
+            yield normalise(resize(images, self.img_size), self.mean, self.std), labels[i]
+
+
+def send_all(batches: Sequence[torch.Tensor], device: torch.device) -> Sequence[torch.Tensor]:
+    """send() for several tensors, in one copy."""
+    return send(torch.cat(list(batches)), device).split([len(batch) for batch in batches]) if batches else []
 
 
 class FileBatches(TensorBatches):
@@ -123,10 +134,10 @@ class FileBatches(TensorBatches):
         super().__init__(None, labels, **options)
         self.dataset, self.num_workers = DecodedFiles(files, self.img_size, in_chans), num_workers
 
-    def _pixels(self, order: torch.Tensor) -> Iterator[torch.Tensor]:
+    def _pixels(self, batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
         loader = torch.utils.data.DataLoader(
-            torch.utils.data.Subset(self.dataset, order.tolist()),
-            batch_size=self.batch_size,
+            self.dataset,
+            batch_sampler=[places.tolist() for places in batches],
             num_workers=self.num_workers,
             collate_fn=_stack_pixels,
             generator=torch.Generator(),  # for the workers' seeds; the global one belongs to the training

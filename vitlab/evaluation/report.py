@@ -4,7 +4,7 @@ import importlib.metadata
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+from vitlab import processes
 from vitlab.evaluation import metrics
 from vitlab.hardware import describe_cpu, describe_hardware
 from vitlab.models.registry import count_parameters, train_pflop
@@ -22,15 +23,27 @@ def predict_all(model: nn.Module, batches: Iterable, title: str = "evaluate") ->
     """(labels n, logits n x C) of all images, on the CPU. The model runs in eval mode, then gets its mode back.
 
     It runs in its own dtype, float32, also where training is in bfloat16: the result must not depend on the machine.
+    Of several processes each computes a share of every batch, and all get all results.
     """
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     labels, logits = [], []
-    for images, targets in tqdm(batches, desc=title, leave=False, disable=None, unit="batch"):
-        labels.append(targets)
-        logits.append(model(images.to(device)))
+    shares = processes.shares(batches)
+    total = len(batches) if isinstance(batches, Sized) else None
+    for images, targets, n in tqdm(shares, title, total, leave=False, disable=None, unit="batch"):
+        own = len(processes.own_rows(n))
+        labels.append(targets[:own])
+        logits.append(model(images.to(device))[:own])
     model.train(was_training)
-    return torch.cat(labels).cpu(), torch.cat(logits).cpu()
+    return in_order(labels), in_order(logits)
+
+
+def in_order(shares: list[torch.Tensor]) -> torch.Tensor:
+    """One tensor, on the CPU, of what all processes have of each batch."""
+    if processes.count() == 1:
+        return torch.cat(shares).cpu()
+    everywhere = processes.gather([share.cpu() for share in shares])
+    return torch.cat([share for batch in zip(*everywhere) for share in batch])
 
 
 def evaluate(model: nn.Module, batches: Iterable, title: str = "evaluate") -> dict:

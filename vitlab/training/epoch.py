@@ -1,5 +1,6 @@
 """One epoch: the training step."""
 
+import contextlib
 import itertools
 import math
 import time
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
+from vitlab import processes
 from vitlab.cli import UserError
 from vitlab.config import flag
 from vitlab.datasets.augment import make_mix
@@ -28,6 +30,8 @@ def train_one_epoch(run: Run, sets: Splits, stop: Callable[[], int]) -> tuple[fl
     Both are averages over the epoch, measured while the weights change. Of mixed images, accuracy counts the class
     with the largest share. Saves last.pt every config.save_every_n_steps batches. If stop() returns a signal, saves
     last.pt and raises Stopped. Raises UserError if the loss is not finite.
+
+    Of several processes each computes its share of every batch, and the gradients are averaged.
     """
     config, progress, device = run.config, run.progress, run.device
     steps, mix, meter = len(sets.train), make_mix(config), Meter(run)
@@ -35,38 +39,42 @@ def train_one_epoch(run: Run, sets: Splits, stop: Callable[[], int]) -> tuple[fl
     run.model.train()
 
     with tqdm(total=steps, initial=progress.step, desc=title, leave=False, disable=None, unit="batch") as bar:
-        for step, (images, labels) in enumerate(
-            batches_from(sets.train, progress.epoch, progress.step), start=progress.step
-        ):
+        before = int(bool(mix) and processes.count() > 1)  # the image that the first one of the share is mixed with
+        batches = batches_from(sets.train, progress.epoch, progress.step, before)
+        for step, (images, labels, n) in enumerate(batches, start=progress.step):
             rate = set_learning_rate(run.optimizers, run.schedule(progress.epoch * steps + step))
 
             images, labels = images.to(device), labels.to(device)  # those of load_data are there already
             targets = labels
             if mix:
-                images, targets = mix(images, labels)
+                images, targets = (mixed[before:] for mixed in mix(images, labels, progress.epoch, step))
                 labels = targets.argmax(-1) if targets.ndim == 2 else targets
-            with autocast(device, run.amp):
-                logits = run.forward(images)
-                loss = F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
+            own = len(processes.own_rows(n))
             count, is_last = accumulation(step, steps, config.grad_accum_steps)
-            run.scaler.scale(loss * loss_weight(len(labels), sets.train, config)).backward()
+            with gradients_exchanged(run.forward, is_last):
+                with autocast(device, run.amp):
+                    logits = run.forward(images)
+                    loss = F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
+                weight = loss_weight(n, sets.train, config) * own * processes.count() / n
+                run.scaler.scale(loss * weight).backward()
             if is_last:
                 optimizer_step(run.model, run.optimizers, run.scaler, config.clip_grad, run.average)
 
-            meter.add(step, loss.detach(), (logits.detach().argmax(-1) == labels).sum(), len(labels))
+            meter.add(step, loss.detach(), (logits.detach().argmax(-1) == labels).sum(), own)
             bar.update()
             if not is_last:
                 continue
             progress.step = step + 1
-            log_step(run, meter, progress.epoch * steps + progress.step, count, loss, rate)
+            log_step(run, meter, progress.epoch * steps + progress.step, count, rate)
             meter.show(bar)
-            if progress.step < steps and (is_due(progress.step, count, config.save_every_n_steps) or stop()):
+            stopped = processes.largest(stop()) if not meter.unread else 0
+            if progress.step < steps and (is_due(progress.step, count, config.save_every_n_steps) or stopped):
                 meter.flush()
                 check_weights(run, images, targets)
                 run.save("last.pt", sets)
                 meter.restart_clock()  # saving is not training
-                if stop():
-                    raise Stopped(stop())
+                if stopped:
+                    raise Stopped(stopped)
     meter.flush()
     check_weights(run, images, targets)
     return progress.loss, progress.accuracy
@@ -78,9 +86,9 @@ def check_weights(run: Run, images: torch.Tensor, targets: torch.Tensor) -> None
     such weights are saved."""
     run.model.eval()
     with autocast(run.device, run.amp):
-        loss = F.cross_entropy(run.model(images).float(), targets).item()
+        loss = F.cross_entropy(run.model(images).float(), targets)
     run.model.train()
-    check_loss(run, loss, f"after step {run.progress.step}")
+    check_loss(run, processes.total(loss).item(), f"after step {run.progress.step}")
 
 
 def check_loss(run: Run, loss: float, when: str) -> None:
@@ -100,7 +108,8 @@ class Meter:
     def __init__(self, run: Run):
         self.run = run
         self.every = 1 if run.device.type == "cpu" else 20
-        self.unread = []  # (step, loss, correct, images)
+        self.unread = []  # (step, loss, correct, images) of this process
+        self.last_loss = math.nan
         self.last_line = time.monotonic()
         self.restart_clock()
 
@@ -108,17 +117,26 @@ class Meter:
         self.clock = time.perf_counter()
 
     def add(self, step: int, loss: torch.Tensor, correct: torch.Tensor, images: int) -> None:
-        """Add a batch: its mean loss, and how many of its images were classified correctly."""
+        """Add the share of a batch that this process computed: its mean loss, and how many of its images were
+        classified correctly."""
         self.unread.append((step, loss, correct, images))
         if len(self.unread) == self.every:
             self.flush()
 
     def flush(self) -> None:
-        """Add the unread batches to the progress. Raises UserError if a loss is not finite."""
-        batches = []
-        for step, loss, correct, images in self.unread:
-            batches.append((loss.item(), correct.item(), images))
-            check_loss(self.run, batches[-1][0], f"at step {step + 1}")
+        """Add the unread batches, summed over the processes, to the progress. Raises UserError if a loss is not
+        finite."""
+        if not self.unread:
+            return
+        steps, losses, correct, images = zip(*self.unread)
+        images = torch.tensor(images, dtype=torch.float64)
+        losses, correct = torch.stack(losses).double().cpu(), torch.stack(correct).double().cpu()
+        losses = torch.where(images > 0, losses * images, 0.0)
+        sums = processes.total(torch.stack([losses, correct, images])).T.tolist()
+        batches = [(loss / images, int(correct), int(images)) for loss, correct, images in sums]
+        for step, (loss, _, _) in zip(steps, batches):
+            check_loss(self.run, loss, f"at step {step + 1}")
+        self.last_loss = batches[-1][0]
         self.unread.clear()
         now = time.perf_counter()
         self.run.progress.add(batches, seconds=now - self.clock)
@@ -129,9 +147,8 @@ class Meter:
         a terminal, print them every SECONDS_PER_LINE."""
         progress = self.run.progress
         line_is_due = bar.disable and time.monotonic() - self.last_line >= SECONDS_PER_LINE
-        if line_is_due:
-            self.flush()
-        elif bar.disable or self.unread or (self.every == 1 and progress.step % 10 != 1):
+        bar_is_due = not bar.disable and (self.every > 1 or progress.step % 10 == 1)
+        if self.unread or not (line_is_due or bar_is_due):
             return
         averages = (
             f"loss {progress.loss:.3f}, accuracy {progress.accuracy:.3f}, {progress.images_per_second:.0f} images/s"
@@ -150,16 +167,18 @@ def is_due(step: int, count: int, every: int | None) -> bool:
     return bool(every) and step // every > (step - count) // every
 
 
-def log_step(run: Run, meter: Meter, step: int, count: int, loss: torch.Tensor, rate: float) -> None:
+def log_step(run: Run, meter: Meter, step: int, count: int, rate: float) -> None:
     """Send the loss of batch `step`, counted over all epochs, the last of `count` of its optimiser step, to the tracker
     every config.log_every_n_steps."""
     progress = run.progress
-    if run.tracker and is_due(step, count, run.config.log_every_n_steps):
-        meter.flush()
+    if not is_due(step, count, run.config.log_every_n_steps):
+        return
+    meter.flush()
+    if run.tracker:
         run.tracker.scalars(
             step,
             {
-                "step/loss": loss.item(),
+                "step/loss": meter.last_loss,
                 "step/accuracy": progress.accuracy,
                 "step/learning_rate": rate,
                 "step/images_per_second": progress.images_per_second,
@@ -167,13 +186,19 @@ def log_step(run: Run, meter: Meter, step: int, count: int, loss: torch.Tensor, 
         )
 
 
-def batches_from(batches: Iterable, epoch: int, start: int = 0) -> Iterable:
-    """The batches of an epoch from number `start` on. Ours can start anywhere; of other iterables the first batches
-    are drawn and dropped."""
+def batches_from(batches: Iterable, epoch: int, start: int, before: int) -> Iterable:
+    """The batches of an epoch from number `start` on, as processes.shares() makes them. Ours can start anywhere; of
+    other iterables the first batches are drawn and dropped."""
     if hasattr(batches, "set_epoch"):
         batches.set_epoch(epoch, start)
-        return batches
-    return itertools.islice(batches, start, None)
+        start = 0
+    return itertools.islice(processes.shares(batches, before), start, None)
+
+
+def gradients_exchanged(forward: Callable, is_last: bool) -> contextlib.AbstractContextManager:
+    """The context of a forward and backward pass, the last one of a step or not: only then processes exchange their
+    gradients."""
+    return contextlib.nullcontext() if is_last or not hasattr(forward, "no_sync") else forward.no_sync()
 
 
 def measure_batch_norm(run: Run, sets: Splits, batches: int = 20) -> None:
@@ -181,5 +206,7 @@ def measure_batch_norm(run: Run, sets: Splits, batches: int = 20) -> None:
     arXiv:1803.05407, section 3.3). Until then they have those of the raw weights, on mixed images if the run mixes."""
     if run.average:
         states = generator_states(run.device)  # dropout must not draw from what training draws from
-        update_bn(itertools.islice(batches_from(sets.train, run.progress.epoch), batches), run.average, run.device)
+        if hasattr(sets.train, "set_epoch"):
+            sets.train.set_epoch(run.progress.epoch)
+        update_bn(itertools.islice(sets.train, batches), run.average, run.device)  # complete ones, in all processes
         set_generator_states(states, run.device)

@@ -4,6 +4,7 @@ import json
 
 import torch
 
+from vitlab import processes
 from vitlab.checkpoint import read_checkpoint, write_checkpoint
 from vitlab.cli import UserError
 from vitlab.datasets.splits import Splits
@@ -11,15 +12,17 @@ from vitlab.evaluation import metrics
 from vitlab.evaluation.report import evaluate, make_report
 from vitlab.files import write_json
 from vitlab.pictures import canvas, figures
+from vitlab.training.sharding import load_whole
 from vitlab.training.snapshots import Snapshots
 from vitlab.training.state import Run
 
 
 def finish(run: Run, sets: Splits, snapshots: Snapshots) -> dict:
-    """Test the weights that validation chose, write and return the report, and mark last.pt as finished."""
+    """Test the weights that validation chose, write and return the report, and mark last.pt as finished. Of several
+    processes the first one writes."""
     config, progress = run.config, run.progress
     best = config.checkpoint_folder / "best.pt"
-    run.evaluated.load_state_dict(read_checkpoint(best)["model"])
+    load_whole(run.evaluated, processes.from_first(read_checkpoint, best)["model"])
     test = evaluate(run.evaluated, sets.test, "test") if sets.test and not config.no_test else None
     progress.test_readings += test is not None
 
@@ -42,6 +45,8 @@ def finish(run: Run, sets: Splits, snapshots: Snapshots) -> dict:
         val=progress.best,
         test=test,
     )
+    if not processes.is_first():
+        return report
     draw(run, len(sets.train), snapshots, test)
     print(write_json(config.output_folder / "report.json", report))
 

@@ -6,7 +6,10 @@ report = fit(build_model(config), load_data(config), config)
 
 import contextlib
 import copy
+import hashlib
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +17,7 @@ import yaml
 from torch import nn
 
 from model import VisionTransformer
+from vitlab import processes
 from vitlab.catalog import describe
 from vitlab.checkpoint import read_checkpoint
 from vitlab.cli import UserError
@@ -37,6 +41,7 @@ from vitlab.training.run_folder import (
     make_folders,
     write_metrics,
 )
+from vitlab.training.sharding import shard
 from vitlab.training.snapshots import Snapshots
 from vitlab.training.state import Run
 from vitlab.training.stopping import Stopped, stop_at_signal
@@ -47,6 +52,7 @@ def check_can_train(config: TrainConfig) -> None:
 
     With --resume, model_path and folder_name become those of the run that is resumed.
     """
+    check_processes(config, find_device(config.device))
     pick_amp(find_device(config.device), config.amp)
     tracking.check_backend(config.log_backend)
     resumed = find_resume(config, describe(config.dataset, config.data_path).classes, lazily=True)
@@ -54,6 +60,38 @@ def check_can_train(config: TrainConfig) -> None:
         continue_in(config, *resumed)
     elif config.init_from:
         read_checkpoint(config.init_from, lazily=True)
+
+
+def check_processes(config: TrainConfig, device: torch.device) -> None:
+    """Raise UserError if settings do not suit the number of processes."""
+    n = processes.count()
+    if config.batch_size % n:
+        near = f"{config.batch_size // n * n or n} or {(config.batch_size // n + 1) * n}"
+        raise UserError(f"--batch_size {config.batch_size} does not divide into {n} processes; choose {near}")
+    if config.fsdp and n == 1:
+        raise UserError("--fsdp divides a model between processes: torchrun --nproc_per_node N train.py ...")
+    if config.sync_batchnorm and n > 1 and device.type != "cuda":
+        raise UserError(f"--sync_batchnorm: torch has it for CUDA, not for {device.type}; leave it out")
+
+
+def fingerprint(config: TrainConfig, sets: Splits) -> dict[str, object]:
+    """What must be the same in all processes: the settings, the code, the images."""
+    settings = {name: value for name, value in vars(config).items() if name not in SILENT_ON_RESUME}
+    values = {flag(name): value for name, value in settings.items()}
+    root = Path(__file__).parents[1]
+    code = b"".join(path.read_bytes() for path in [root.parent / "model.py", *sorted(root.rglob("*.py"))])
+    values["version of the code"] = hashlib.sha1(code).hexdigest()[:8]
+    for split in ("train", "val", "test"):
+        batches = getattr(sets, split)
+        if hasattr(batches, "sample"):
+            images, _ = batches.sample(16)
+            values[f"{split} split"] = f"{len(batches.labels)} images, {digest(batches.labels)} {digest(images)}"
+    return values
+
+
+def digest(values: torch.Tensor) -> str:
+    """Eight digits that differ where the values do."""
+    return hashlib.sha1(values.cpu().contiguous().numpy().tobytes()).hexdigest()[:8]
 
 
 def check_last_batch(model: nn.Module, sets: Splits, config: TrainConfig) -> None:
@@ -92,6 +130,8 @@ def fit(
     report.json and the pictures of config.visualizers (snapshots.py). Raises UserError if the loss is not finite, a
     folder cannot be written or a checkpoint does not fit; Stopped (a KeyboardInterrupt) after Ctrl-C or SIGTERM, when
     last.pt is saved.
+
+    Several processes train together if they call this within processes.joined(). All return the report.
     """
     run, config_before = begin(model, sets, config, optimizers, schedule)
     progress, steps = run.progress, len(sets.train)
@@ -132,8 +172,8 @@ def fit(
             if config.save_every_n_epochs and progress.epoch % config.save_every_n_epochs == 0:
                 run.save(f"ViT_model_{progress.epoch:03d}.pt", sets)
             run.save("last.pt", sets)
-            if stop():
-                raise Stopped(stop())
+            if stopped := processes.largest(stop()):
+                raise Stopped(stopped)
         if progress.out_of_patience(config):
             print(f"stopped early: no lower validation loss for {progress.waited} epochs")
         return finish(run, sets, snapshots)
@@ -152,6 +192,8 @@ def begin(
     """
     use_threads(config.threads)
     device = find_device(config.device)
+    check_processes(config, device)
+    processes.check_same(fingerprint(config, sets), "start all from the same code and data, with the same settings")
     amp = pick_amp(device, config.amp)
     if config.dataset is None and len(sets.classes) != config.num_classes:
         raise UserError(f"num_classes {config.num_classes}: the data has {len(sets.classes)} classes; give the same")
@@ -166,19 +208,18 @@ def begin(
             f"--val_split {config.val_split:g} leaves no images for it; raise it"
         )
 
-    resumed = find_resume(config, sets.classes)
-    if not resumed:
-        set_whitening(model, sets)
-    notes = load_weights(model, config.init_from, sets.classes) if config.init_from and not resumed else []
+    resumed = processes.from_first(find_resume, config, sets.classes)
     if resumed:
         continue_in(config, *resumed)
-        make_folders(config, config.folder_name)
+        processes.from_first(make_folders, config, config.folder_name)
     else:
-        config.folder_name = claim_folders(config)
-    for line in notes:
-        print(line)
+        set_whitening(model, sets)
+        if config.init_from:
+            print("\n".join(processes.from_first(load_weights, model, config.init_from, sets.classes)))
+        config.folder_name = processes.from_first(claim_folders, config)
 
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.seed + processes.rank())  # for dropout
+    average, forward = spread(model, sets, config, optimizers, amp)
     run = Run(
         model=model,
         config=config,
@@ -187,17 +228,48 @@ def begin(
         optimizers=optimizers,
         schedule=schedule or warmup_cosine(config, steps_per_epoch=len(sets.train)),
         scaler=torch.amp.GradScaler(device.type, enabled=amp == torch.float16),
-        average=MovingAverage(model, config.ema_decay) if config.ema_decay else None,
-        forward=try_compile(model, sets.train, amp) if config.compile else model,
+        average=average,
+        forward=forward,
     )
     if not resumed:
         return run, None
     checkpoint = resumed[1]
     run.restore(checkpoint)
-    best = config.checkpoint_folder / "best.pt"
-    if best.exists() and read_checkpoint(best, lazily=True)["training"]["progress"]["epoch"] > run.progress.epoch:
+    if processes.from_first(epoch_of_best, config) > run.progress.epoch:
         run.progress.best = None  # best.pt is from after the point we return to, so the next epoch replaces it
     return run, checkpoint["config"]
+
+
+def epoch_of_best(config: TrainConfig) -> int:
+    """After which epoch best.pt was written; 0 if there is none."""
+    best = config.checkpoint_folder / "best.pt"
+    return read_checkpoint(best, lazily=True)["training"]["progress"]["epoch"] if best.exists() else 0
+
+
+def spread(
+    model: nn.Module,
+    sets: Splits,
+    config: TrainConfig,
+    optimizers: list[torch.optim.Optimizer],
+    amp: torch.dtype | None,
+) -> tuple[MovingAverage | None, Callable]:
+    """Prepare a model for its training, by one process or several: (the average of its weights, what to call in place
+    of the model, which compiles it and exchanges gradients)."""
+    processes.copy_from_first(model)
+    if config.sync_batchnorm and processes.count() > 1:
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if config.grad_checkpointing:
+        model.grad_checkpointing = True
+    average = MovingAverage(model, config.ema_decay) if config.ema_decay else None
+    if config.fsdp:
+        shard(model, optimizers)
+        if average:
+            shard(average.module, [])
+    forward = try_compile(model, sets.train, amp) if config.compile else model
+    if processes.count() > 1 and not config.fsdp:
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")  # small ones
+        forward = nn.parallel.DistributedDataParallel(forward)
+    return average, forward
 
 
 @torch.no_grad()
@@ -224,6 +296,7 @@ def announce(run: Run, sets: Splits, config_before: dict | None) -> None:
     print(
         f"{config.folder_name}: {count_parameters(model):,} parameters on {describe_hardware(run.device)}, "
         f"{str(run.amp).removeprefix('torch.') if run.amp else 'float32'}, seed {config.seed}"
+        + (f", {processes.count()} processes" if processes.count() > 1 else "")
     )
     print(sets.summary())
     if isinstance(model, VisionTransformer):
@@ -236,11 +309,14 @@ def announce(run: Run, sets: Splits, config_before: dict | None) -> None:
             print(f"from here on with {flag(name)} {now}, until now {before}")
     else:
         run.save("last.pt", sets)  # so that there is one, and a full disk is found before the first epoch
-    write_text(config.output_folder / "config.yaml", yaml.safe_dump(vars(config), sort_keys=False))
+    if processes.is_first():
+        write_text(config.output_folder / "config.yaml", yaml.safe_dump(vars(config), sort_keys=False))
 
 
 def log_epoch(run: Run, row: dict, steps_per_epoch: int) -> None:
     """metrics.csv, a line on the console, and the tracker."""
+    if not processes.is_first():
+        return
     write_metrics(run.config.output_folder / "metrics.csv", run.progress.history)
     line = f"epoch {row['epoch']:3d}: loss {row['train_loss']:.4f}, accuracy {row['train_accuracy']:.4f}"
     if row["val_loss"] is not None:

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 
 import torch
 
+from vitlab.training.sharding import part, whole
+
 
 class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon): momentum whose matrix is made orthogonal.
@@ -37,12 +39,14 @@ class Muon(torch.optim.Optimizer):
         gradients = [parameter.grad for parameter in parameters]
         momenta = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-        updates = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))  # Nesterov's
+        updates = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov's
+        updates = torch.stack([whole(update) for update in updates])  # with --fsdp, all processes do the same work
         matrices = updates.flatten(2)  # n x rows x columns
         rows, columns = matrices.shape[1:]
         updates = orthogonal(matrices).to(updates.dtype).view_as(updates)
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(parameters, updates.unbind(), alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
+        updates = [part(update, parameter) for update, parameter in zip(updates, parameters)]
+        torch._foreach_add_(parameters, updates, alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
 
 
 def orthogonal(matrices: torch.Tensor) -> torch.Tensor:

@@ -192,7 +192,7 @@ def settings_of_resumed(inherited: dict, given: dict) -> dict:
     before = {name: value for name, value in checkpoint["config"].items() if name in SETTINGS}
     if change := first_change(before, TrainConfig(**{**before, **given})):
         raise UserError(f"--resume {path}: it was trained with {change}; leave the flag out, or start anew")
-    left_out = {"resume", "init_from", "overwrite", "model_path", "folder_name"}
+    left_out = {"resume", "init_from", "overwrite", "model_path", "folder_name", "fsdp"}
     if {"warmup_epochs", "warmup_steps"} & set(given):
         left_out |= {"warmup_epochs", "warmup_steps"}
     return {name: value for name, value in before.items() if name not in left_out}

@@ -17,6 +17,7 @@ from sklearn.decomposition import PCA
 from torch import nn
 
 from model import VisionTransformer
+from vitlab import processes
 from vitlab.attention.maps import Look, describe_pool, features, look, times_uniform
 from vitlab.cli import UserError
 from vitlab.config import TrainConfig
@@ -50,22 +51,23 @@ class Snapshots:
 
     def __init__(self, config: TrainConfig, sets: Splits, model: nn.Module, epoch: int = 0):
         self.config, self.classes = config, sets.classes
+        self.kinds = config.visualizers if processes.is_first() else ()
         self.folder = config.output_folder / "visualizers"
-        for path in self.folder.glob("*-epoch-*"):
+        for path in self.folder.glob("*-epoch-*") if processes.is_first() else ():
             if int(re.search(r"-epoch-(\d+)", path.name)[1]) > epoch:
                 path.unlink()
-        if not config.visualizers:
+        if not self.kinds:
             return
         batches = sets.val or sets.train
         if not isinstance(model, VisionTransformer) or not hasattr(batches, "sample"):
             raise UserError("--visualizers need a VisionTransformer and data that can be sampled; leave the flag out")
         self.images, self.labels = batches.sample(NUM_IMAGES)
-        self.points = batches.sample(NUM_POINTS) if "cls_dim_reduction" in config.visualizers else None
+        self.points = batches.sample(NUM_POINTS) if "cls_dim_reduction" in self.kinds else None
         self.pictures = [to_image(image, sets.mean, sets.std) for image in self.images]
 
     def draw(self, model: VisionTransformer, epoch: int) -> dict[str, Path]:
         """Write the pictures of a model after an epoch: kind -> path."""
-        if not self.config.visualizers:
+        if not self.kinds:
             return {}
         was_training = model.training
         model.eval()
@@ -80,7 +82,7 @@ class Snapshots:
             classes=self.classes,
         )
         written = {}
-        for kind in self.config.visualizers:
+        for kind in self.kinds:
             written[kind] = self.folder / f"{kind}-epoch-{epoch:03d}.png"
             values = VISUALIZERS[kind](snapshot, written[kind])
             if self.config.save_npy:
@@ -91,7 +93,7 @@ class Snapshots:
     def write_gifs(self) -> list[Path]:
         """Write a GIF over the epochs for each kind; returns their paths."""
         written = []
-        for kind in self.config.visualizers:
+        for kind in self.kinds:
             frames = [Image.open(path).convert("RGB") for path in sorted(self.folder.glob(f"{kind}-epoch-*.png"))]
             if frames:
                 path = self.config.output_folder / f"{kind}.gif"

@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from vitlab import processes
 from vitlab.checkpoint import save_checkpoint
 from vitlab.cli import UserError
 from vitlab.config import TrainConfig
 from vitlab.datasets.splits import Splits
 from vitlab.training.optimizers import MovingAverage
+from vitlab.training.sharding import load_whole, load_whole_optimizer, whole
 from vitlab.training.tracking import Tracker
 
 
@@ -97,7 +99,7 @@ class Run:
     schedule: Callable[[int], float]  # batch, counted from 0 over all epochs -> learning rate
     scaler: torch.amp.GradScaler
     average: MovingAverage | None
-    forward: Callable[[torch.Tensor], torch.Tensor]  # the model, compiled or not
+    forward: Callable[[torch.Tensor], torch.Tensor]  # the model, compiled or not, that exchanges gradients or not
     progress: Progress = field(default_factory=Progress)
     tracker: Tracker | None = None
     began: float = field(default_factory=time.perf_counter)
@@ -116,22 +118,25 @@ class Run:
         """Write MODEL_PATH/NAME/name, from which restore() continues exactly here.
 
         best.pt holds only weights and progress. If weights are averaged, "model" is the average, and "raw_model" of
-        the training state holds the weights that the optimiser goes on from.
+        the training state holds the weights that the optimiser goes on from. All processes call this; the first writes.
         """
         training = {
             "progress": asdict(self.progress),
-            "raw_model": self.model.state_dict() if self.average else None,
+            "raw_model": whole(self.model.state_dict()) if self.average else None,
         }
         if name != "best.pt":
+            first, *others = processes.gather(generator_states(self.device))
             training |= {
-                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+                "optimizers": [whole(optimizer.state_dict()) for optimizer in self.optimizers],
                 "scaler": self.scaler.state_dict(),
                 "averaged": int(self.average.n_averaged) if self.average else 0,
-                "generators": generator_states(self.device),
+                "generators": first,
+                "generators_of_others": others,
             }
         about = dict(classes=sets.classes, mean=sets.mean, std=sets.std, history=self.progress.history)
-        path = self.config.checkpoint_folder / name
-        save_checkpoint(path, self.evaluated, self.config, **about, training=training)
+        path, state = self.config.checkpoint_folder / name, whole(self.evaluated.state_dict())
+        if processes.is_first():
+            save_checkpoint(path, state, self.config, **about, training=training)
 
     def restore(self, checkpoint: dict) -> None:
         """Go back to where save() wrote `checkpoint`. Weight decay and lr_scale stay as the config has them.
@@ -142,9 +147,9 @@ class Run:
         read_before = int(training["progress"]["finished"] and not checkpoint["config"]["no_test"])
         self.progress = Progress(**{"test_readings": read_before, **training["progress"]})  # older ones lack it
         self.began = time.perf_counter() - self.progress.wall - self.progress.seconds
-        self.evaluated.load_state_dict(checkpoint["model"])
+        load_whole(self.evaluated, checkpoint["model"])
         if self.average:
-            self.model.load_state_dict(training["raw_model"])
+            load_whole(self.model, training["raw_model"])
             self.average.n_averaged.fill_(training["averaged"])
         for optimizer, state in zip(self.optimizers, training["optimizers"], strict=True):
             configured = [
@@ -152,7 +157,7 @@ class Run:
                 for group in optimizer.param_groups
             ]
             try:
-                optimizer.load_state_dict(state)
+                load_whole_optimizer(optimizer, state)
             except ValueError as error:
                 raise UserError(f"--resume: its optimiser is of another version ({error}); start anew") from None
             for group, settings in zip(optimizer.param_groups, configured):
@@ -160,7 +165,11 @@ class Run:
                 group.update(settings)
         if training["scaler"]:  # empty if the run was not in float16 so far
             self.scaler.load_state_dict(training["scaler"])
-        set_generator_states(training["generators"], self.device)
+        generators = [training["generators"], *training.get("generators_of_others", ())]
+        if processes.rank() < len(generators):
+            set_generator_states(generators[processes.rank()], self.device)
+        if len(generators) != processes.count():
+            print(f"from here on with {processes.count()} processes, until now {len(generators)}")
 
 
 def generator_states(device: torch.device) -> dict:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vitlab import processes
 from vitlab.cli import UserError
 from vitlab.config import TrainConfig
 
@@ -45,6 +46,8 @@ class Tracker:
 
     def __init__(self, config: TrainConfig, folder: Path, step: int = 0):
         self.board = self.wandb = None
+        if not processes.is_first():
+            return
         if "tensorboard" in PACKAGES[config.log_backend]:
             from torch.utils.tensorboard import SummaryWriter
 
