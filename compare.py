@@ -7,8 +7,9 @@
 
 All rows share data order, augmentation, schedule and epochs (--min_steps: more for few images); each model gets the
 best of --learning_rates on validation, or --learning_rate. Any other flag of train.py goes to every row that has
-such a setting. What is finished is not run again: the same command goes on. Writes output/NAME/ (RESULTS.md,
-final_results.json, figures) and model/NAME/ (each training's best weights).
+such a setting. What is finished is not run again: the same command goes on, also on several machines at once that
+share a folder (docs/cluster.md). Writes output/NAME/ (RESULTS.md, final_results.json, figures) and model/NAME/ (each
+training's best weights).
 """
 
 import argparse
@@ -38,7 +39,7 @@ def parse_args() -> dict:
     add("learning_rates", nargs="+", metavar="RATE", help="tried on validation (default: 3e-4 1e-3 3e-3)")
     add("lr_epochs", metavar="N", help="of these trials (default: a quarter of --epochs)")
     add("min_steps", metavar="N", help="more epochs for few training images, to make so many steps")
-    add("jobs", metavar="N", help="trainings side by side (default: 1)")
+    add("jobs", metavar="N", help="trainings side by side, spread over the GPUs (default: 1)")
     for group in GROUPS:
         names = [name for name in in_groups(group) if name not in DECIDED_BY_THE_STUDY]
         add_flags(parser.add_argument_group(group), names)

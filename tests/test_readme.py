@@ -7,13 +7,16 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import ROOT, run
 from PIL import Image
 
 import results
+from model import VisionTransformer
 from vitlab.catalog import DATASETS
 from vitlab.config import SETTINGS, SPELLINGS, TrainConfig, read_settings
+from vitlab.models.registry import count_flops, count_parameters
 from vitlab.study.tables import duration
 
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
@@ -48,6 +51,11 @@ def test_flags_it_names_exist(page):
     known = set(SPELLINGS)
     known |= set("config mode index image_path no_image no-qkv_bias rounds layers heads target frame_ms file".split())
     known |= set("models patch_sizes train_sizes min_steps grid seeds learning_rates reference jobs help half".split())
+    known |= set(
+        "standalone nproc_per_node nnodes max-restarts rdzv_id rdzv_backend rdzv_endpoint".split()
+    )  # torchrun's
+    known |= set("nodes ntasks-per-node gpus-per-node gpus cpus-per-task time requeue signal array".split())  # SLURM's
+    known |= set("fsdp grad_checkpointing sync_batchnorm".split())
     known |= {"cold_start", "operations", "index-url", "no_pictures", "classes", "mean", "std"}  # the latter is pip's
     for flag in set(re.findall(r"(?<![\w-])--([a-z][\w-]*)", PAGES[page])):
         assert flag in known, flag
@@ -100,8 +108,8 @@ def test_links_resolve(page):
 
 
 def test_every_page_is_linked_from_readme():
-    for page in PAGES.keys() - {"README.md"}:
-        assert f"]({page})" in README, page
+    unlinked = {page for page in PAGES.keys() - {"README.md"} if f"]({page})" not in README}
+    assert unlinked <= {"docs/cluster.md"}  # until one training on several GPUs works, too
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -300,3 +308,27 @@ def test_fine_tuning_runs_as_it_stands(tmp_path):
 def test_help_of_every_script(script):
     done = run(script, "--help")
     assert done.returncode == 0 and "usage" in done.stdout, done.stderr
+
+
+def test_imagenet_on_paper_is_what_its_assumptions_give():
+    """The table of docs/cluster.md: 989 TFLOP/s at 30 %, batches of 4,096, 300 epochs."""
+    text = " ".join(PAGES["docs/cluster.md"].split())
+    for name, width, heads in (("ViT-S/16", 384, 6), ("ViT-B/16", 768, 12)):
+        with torch.device("meta"):
+            vit = VisionTransformer(
+                img_size=224, patch_size=16, embed_dim=width, depth=12, num_heads=heads, mlp_ratio=4, num_classes=1000
+            )
+            flops = count_flops(vit)
+        parameters = count_parameters(vit)
+        assert f"{name} {flops / 1e9:.2f} GFLOPs" in text and f"({parameters / 1e6:.2f} M" in text
+        rows = re.findall(rf"^\| {name} \| (.*) \|$", PAGES["docs/cluster.md"], flags=re.M)
+        for row, gpus, bandwidth in zip(rows, (1, 8, 256), (1, 450e9, 25e9), strict=True):
+            rate = gpus * 0.3 * 989.4e12 / (3 * flops)
+            seconds = 300 * 1281167 / rate
+            cells = [*row.replace("(", "| ").replace(")", "").split(" | ")]
+            value, unit = cells[2].split()
+            assert int(cells[0]) == gpus and float(value) * {"h": 3600, "min": 60}[unit] == pytest.approx(seconds, 0.02)
+            numbers = [float(cell.replace(",", "")) for cell in (cells[1], *cells[3:])]
+            traffic = 2 * (gpus - 1) / gpus * 4 * parameters / bandwidth
+            wanted = [rate, rate / 260, rate / 1100, rate * 110e3 / 1e9, 4096 / rate * 1e3, traffic * 1e3]
+            assert numbers == pytest.approx(wanted, rel=0.03, abs=0.5 if gpus == 1 else 0.06)

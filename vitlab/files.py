@@ -5,6 +5,7 @@ import csv
 import itertools
 import json
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Raises UserError if the disk is full or the folder cannot be written; what was at `path` is then intact.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # unique on all machines that share a folder
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part

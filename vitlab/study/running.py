@@ -1,10 +1,13 @@
-"""Running the trainings of a study: choosing learning rates, then every cell, one by one or side by side."""
+"""Running the trainings of a study: choosing learning rates, then every cell, one by one or side by side. Processes on
+any number of machines that share its folder share the cells too."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import multiprocessing
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -23,11 +26,14 @@ from vitlab.evaluation.report import predict_all
 from vitlab.files import replacing, writable_folder, write_json
 from vitlab.hardware import find_device
 from vitlab.models.registry import build_model, count_flops, count_parameters
+from vitlab.study.claims import Claim, claim_cell, newest_claim, remove_claims
 from vitlab.study.design import Cell, Study
 from vitlab.study.plan import check_folder, check_sizes, finished_result, plan, recorded_settings, trials
 from vitlab.training.loop import fit
 from vitlab.training.run_folder import last_checkpoints
 from vitlab.training.stopping import passing_on_sigterm
+
+LOOK = 2.0  # seconds between two looks at what other processes have finished
 
 
 def run(study: Study) -> tuple[list[dict], list[tuple[str, str]]]:
@@ -71,62 +77,139 @@ def choose_learning_rates(study: Study, failed: list) -> dict[str, float]:
 
 
 def run_cells(study: Study, cells: list[Cell], failed: list) -> dict[str, dict]:
-    """The results by name of the cells that are finished or finish now; errors go to `failed`."""
-    results = {cell.name: result for cell in cells if (result := finished_result(study, cell))}
-    waiting = [cell for cell in cells if cell.name not in results]
-    if waiting and results:
-        print(f"{len(results)} of {len(cells)} cells are there already")
-    title = f"{len(cells)} trainings"
-    bar = tqdm(total=len(cells), initial=len(results), desc=title, disable=None if waiting else True, unit="cell")
+    """The results by name of the cells that are finished or finish now, here or in other processes that share the
+    study's folder; errors go to `failed`."""
+    work = Work(study, cells)
+    try:
+        with work.bar, passing_on_sigterm():
+            if study.jobs > 1:
+                run_side_by_side(work, study.jobs)
+            else:
+                run_one_by_one(work)
+    finally:
+        work.release()
+    failed += [(name, error) for name, error in work.errors.items() if name not in work.results]
+    return work.results
 
-    def settle(cell: Cell, get_result: Callable[[], dict]) -> None:
+
+class Work:
+    """The cells of a study that are not finished, shared with other processes by claims (claims.py)."""
+
+    def __init__(self, study: Study, cells: list[Cell]):
+        self.study, self.cells = study, cells
+        self.results = {cell.name: result for cell in cells if (result := finished_result(study, cell))}
+        self.errors = {}  # name -> why the cell failed here; another process may try it too
+        self.claims = {}  # name -> claim of a cell that is trained here
+        self.elsewhere = {}  # name -> who trains the cell
+        self.has_waited = False
+        done, n = len(self.results), len(cells)
+        if 0 < done < n:
+            print(f"{done} of {n} cells are there already")
+        disable = True if done == n else None
+        self.bar = tqdm(total=n, initial=done, desc=f"{n} trainings", disable=disable, unit="cell")
+
+    def claim_next(self) -> Cell | None:
+        """A cell to train here, which is claimed; None if none is free. Takes up what others have finished."""
+        self.elsewhere = {}
+        for cell in self.cells:
+            name, folder = cell.name, cell.config.output_folder
+            if name in self.results or name in self.claims:
+                continue
+            claim, holder = (None, newest_claim(folder)[1]) if name in self.errors else claim_cell(folder)
+            if claim:
+                self.claims[name] = claim
+            if holder:
+                self.elsewhere[name] = holder
+            elif result := finished_result(self.study, cell):  # looked up after claiming: nobody can be at it now
+                self.add(cell, result, ", by another process")
+            elif claim:
+                return cell
+        return None
+
+    def add(self, cell: Cell, result: dict, note: str = "") -> None:
+        """Take up the result of a cell, which then needs no claim."""
+        self.results[cell.name] = result
+        self.claims.pop(cell.name, None)
+        remove_claims(cell.config.output_folder)
+        self.tell(f"{cell.name}: {format_result(result)}{note}")
+
+    def settle(self, cell: Cell, get_result: Callable[[], dict]) -> None:
+        """Take up what a training here has come to: the result that get_result returns, or the error it raises."""
         try:
-            results[cell.name] = get_result()
+            result = get_result()
         except Exception as error:  # whatever one cell dies of, the others go on
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            failed.append((cell.name, reason))
-            bar.write(f"{cell.name} failed: {reason}")
+            self.errors[cell.name] = (str(error).strip() or type(error).__name__).splitlines()[0]
+            self.claims.pop(cell.name).release()
+            self.tell(f"{cell.name} failed: {self.errors[cell.name]}")
         else:
-            bar.write(f"{cell.name}: {format_result(results[cell.name])}")
-        bar.update()
+            self.add(cell, result)
 
-    with bar:
-        if study.jobs > 1:
-            run_side_by_side(waiting, study.jobs, settle)
-        else:
-            for cell in waiting:
-                bar.write(f"\n{cell.name}")
-                settle(cell, lambda cell=cell: run_cell(cell))
-    return results
+    def tell(self, line: str) -> None:
+        """Print a line above the bar, which moves on."""
+        self.bar.write(line)
+        self.bar.update(len({**self.results, **self.errors}) - self.bar.n)
+
+    def wait_for_others(self) -> bool:
+        """Sleep a moment, because other processes are training cells; False if none is."""
+        if not self.elsewhere:
+            return False
+        if not self.has_waited:
+            self.has_waited = True
+            lines = [f"  {name}: {holder}" for name, holder in self.elsewhere.items()]
+            self.bar.write("\n".join(["waiting for what other processes train; Ctrl-C ends only this one", *lines]))
+        time.sleep(LOOK)
+        return True
+
+    def release(self) -> None:
+        """Give up all claims, so that others need not wait until they are stale."""
+        for claim in self.claims.values():
+            claim.release()
 
 
-def run_side_by_side(waiting: list[Cell], jobs: int, settle: Callable[[Cell, Callable[[], dict]], None]) -> None:
-    """Run cells in `jobs` processes, which share the CPU's cores; settle(cell, get_result) hears of each.
+def run_one_by_one(work: Work) -> None:
+    """Run the cells in this process, until none is left that is not finished or failed."""
+    while (cell := work.claim_next()) or work.wait_for_others():
+        if cell:
+            work.bar.write(f"\n{cell.name}")
+            work.settle(cell, functools.partial(run_claimed, cell, work.claims[cell.name]))
 
-    If a process is killed, its pool ends the others too and does not say which it was: all cells that
-    were running then run again, each in a pool of its own.
-    """
+
+def run_side_by_side(work: Work, jobs: int) -> None:
+    """Run the cells in `jobs` processes, which share the CPU's cores and the GPUs. Each is a pool of its own, so that
+    one that is killed ends no other."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     start = functools.partial(
         ProcessPoolExecutor,
+        max_workers=1,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=torch.set_num_threads,
         initargs=(max(1, cores // jobs),),
     )
-    suspects = []
-    while waiting or suspects:
-        todo, workers = ([suspects.pop(0)], 1) if suspects else (waiting, jobs)
-        running = {}
-        with contextlib.suppress(BrokenProcessPool), passing_on_sigterm(), start(workers) as pool:
-            while todo or running:
-                while todo and len(running) < workers:  # no more, so that Ctrl-C finds none in a queue
-                    future = pool.submit(run_quietly, todo[0])
-                    running[future] = todo.pop(0)
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    if workers > 1 and isinstance(future.exception(), BrokenProcessPool):
-                        raise future.exception()
-                    settle(running.pop(future), future.result)
-        suspects += running.values()
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(start()) for _ in range(jobs)]
+        running = {}  # future -> (cell, number of its worker)
+        idle = list(range(jobs))
+        while True:
+            while idle and (cell := work.claim_next()):  # no more than run, so that Ctrl-C finds none in a queue
+                number = idle.pop(0)
+                device = worker_device(cell.config.device, number, torch.cuda.device_count())
+                moved = dataclasses.replace(cell, config=dataclasses.replace(cell.config, device=device))
+                future = workers[number].submit(run_quietly, moved, work.claims[cell.name])
+                running[future] = cell, number
+            if not running and not work.wait_for_others():
+                return
+            for future in wait(running, timeout=LOOK, return_when=FIRST_COMPLETED).done:
+                cell, number = running.pop(future)
+                if isinstance(future.exception(), BrokenProcessPool):
+                    workers[number] = stack.enter_context(start())
+                work.settle(cell, future.result)
+                idle.append(number)
+
+
+def worker_device(device: str, number: int, gpus: int) -> str:
+    """The --device of worker `number` (from 0): where several GPUs are to choose from, "auto" and "cuda" are spread
+    over them in turn."""
+    return f"cuda:{number % gpus}" if device in ("auto", "cuda") and gpus > 1 else device
 
 
 def format_result(result: dict) -> str:
@@ -135,11 +218,17 @@ def format_result(result: dict) -> str:
     return f"{', '.join(parts)}, {result['seconds']:.0f} s"
 
 
-def run_quietly(cell: Cell) -> dict:
-    """run_cell in a process of its own: what it prints goes to log.txt in its folder."""
+def run_quietly(cell: Cell, claim: Claim) -> dict:
+    """run_claimed in a process of its own: what it prints goes to log.txt in its folder."""
     folder = writable_folder(cell.config.output_folder, "--output_path")
     log_file = open(folder / "log.txt", "a", encoding="utf-8", errors="backslashreplace")
     with log_file as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        return run_claimed(cell, claim)
+
+
+def run_claimed(cell: Cell, claim: Claim) -> dict:
+    """run_cell, while the claim is kept."""
+    with claim.kept():
         return run_cell(cell)
 
 
