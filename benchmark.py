@@ -10,7 +10,7 @@ them. Each ratio is taken round by round; the median and the middle half are pri
 output/benchmark/report.json.
 
     ours      model.py, bf16 if the device has it (--amp), fused AdamW
-    textbook  separate query, key and value projections, softmax written out, float32, AdamW unfused
+    textbook  separate query, key and value projections, softmax written out, float32 (on CUDA as TF32), AdamW unfused
     timm      timm's VisionTransformer, dtype and optimiser like ours (if timm is installed)
 
 --operations instead runs each stage of a training step alone: its share of the step, its GFLOP/s, and how much of the
@@ -160,17 +160,18 @@ def main():
     import torch
 
     from vitlab import speed
-    from vitlab.hardware import describe_hardware, find_device, pick_amp
+    from vitlab.hardware import describe_hardware, describe_precision, fast_training, find_device, pick_amp
 
     device = find_device(config.device)
     amp = pick_amp(device, config.amp)
     images = torch.randn(config.batch_size, config.in_chans, config.img_size, config.img_size, device=device)
     labels = torch.randint(config.num_classes, (config.batch_size,), device=device)
     hardware = describe_hardware(device)
-    precision = str(amp or torch.float32).removeprefix("torch.")
+    precision = describe_precision(device, amp)
     print(f"{hardware}, {precision}, torch {torch.__version__}, batch {config.batch_size}, {rounds} rounds")
     if only["operations"]:
-        measured = speed.time_operations(config, images, labels, amp, rounds)
+        with fast_training(device, amp):
+            measured = speed.time_operations(config, images, labels, amp, rounds)
         print_operations(measured, config.batch_size)
         about = {"hardware": hardware, "precision": precision, "config": vars(config)}
         print(write_json(path, {**others, "operations": {**about, **measured}}))

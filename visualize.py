@@ -111,7 +111,7 @@ def main() -> int:
 
     # Here and not at the top: torch takes seconds to import, and --help should not wait for it
     from vitlab.checkpoint import load_checkpoint
-    from vitlab.hardware import use_threads
+    from vitlab.hardware import float32_as, use_threads
     from vitlab.views.view import View
 
     if args.command in IMAGE_COMMANDS:
@@ -124,14 +124,15 @@ def main() -> int:
     for note in checkpoint.notes:
         print(note)
     view = View(checkpoint, args, run_settings)
-    if args.command in MODEL_COMMANDS:
-        for path in MODEL_VIEWS[args.command](view):
-            print(path)
-        return 0
-    for subject in view.subjects():
-        print(f"{subject.name}: {subject.verdict}")
-        for path in IMAGE_VIEWS[args.command](view, subject):
-            print(path)
+    with float32_as("ieee"):
+        if args.command in MODEL_COMMANDS:
+            for path in MODEL_VIEWS[args.command](view):
+                print(path)
+            return 0
+        for subject in view.subjects():
+            print(f"{subject.name}: {subject.verdict}")
+            for path in IMAGE_VIEWS[args.command](view, subject):
+                print(path)
     for line in view.unreadable:
         print(f"visualize.py: {line}", file=sys.stderr)
     return 1 if view.unreadable else 0

@@ -1,6 +1,7 @@
 """Training on a folder of one's own images: real JPEGs of Imagenette where ../shared is."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import sys
@@ -14,7 +15,7 @@ from PIL import Image
 from vitlab.checkpoint import load_checkpoint
 from vitlab.cli import UserError
 from vitlab.config import TrainConfig
-from vitlab.datasets.batches import FileBatches
+from vitlab.datasets.batches import FileBatches, TensorBatches
 from vitlab.datasets.folders import FolderIndex
 from vitlab.datasets.splits import load_data
 
@@ -108,6 +109,31 @@ def test_what_does_not_fit_in_memory_is_decoded_again_and_is_the_same(tmp_path):
         loader.set_epoch(1, 2)
     for (a, b), (c, d) in zip(cached.train, streamed.train, strict=True):
         assert torch.equal(a, c) and torch.equal(b, d)
+
+
+def test_cache_gb_is_one_budget_and_training_images_come_first(tmp_path):
+    for part, n in (("train", 8), ("val", 4), ("test", 4)):
+        paint(tmp_path / part, n)
+    row = 3 * 3 * 16 * 16  # bytes of an image of each colour
+    for rows, kept in ((16, ["train", "val", "test"]), (12, ["train", "val"]), (11, ["train"]), (4, ["val"]), (0, [])):
+        sets = load_data(config(tmp_path, cache_gb=(rows + 0.5) * row / 1e9))
+        assert [name for name in ("train", "val", "test") if type(getattr(sets, name)) is TensorBatches] == kept
+
+
+def test_workers_stay_from_epoch_to_epoch(tmp_path):
+    paint(tmp_path / "all", 8)
+    others, workers, passes = set(multiprocessing.active_children()), [], []
+    train = load_data(config(tmp_path / "all", cache_gb=0, num_workers=1, batch_size=4)).train
+    for epoch in (0, 1):
+        train.set_epoch(epoch)
+        passes.append(torch.cat([images for images, _ in train]))
+        workers.append(set(multiprocessing.active_children()) - others)
+    assert workers[0] and workers[0] == workers[1] and not torch.equal(*passes)
+    unfinished = iter(train)
+    next(unfinished)
+    assert torch.equal(torch.cat([images for images, _ in train]), passes[1])
+    with pytest.raises(RuntimeError, match="one after the other"):
+        next(unfinished)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

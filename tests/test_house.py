@@ -8,12 +8,12 @@ from conftest import ROOT
 # From the ground up: a file imports from its own floor or from those before it
 FLOORS = [
     ["model"],
-    ["vitlab.cli", "vitlab.attention"],
+    ["vitlab.cli"],
     ["vitlab.files", "vitlab.layout"],
     ["vitlab.settings", "vitlab.catalog", "vitlab.processes"],
     ["vitlab.config"],
     ["vitlab.hardware", "vitlab.models", "vitlab.pt_files", "vitlab.checkpoint_flags"],
-    ["vitlab.datasets", "vitlab.pictures", "vitlab.evaluation"],
+    ["vitlab.datasets", "vitlab.pictures", "vitlab.evaluation", "vitlab.attention"],
     ["vitlab.checkpoint"],
     ["vitlab.training", "vitlab.views"],
     ["vitlab.study", "vitlab.speed"],

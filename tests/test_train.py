@@ -442,7 +442,7 @@ def test_a_gpus_report_names_cpu_and_cuda(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     model = torch.nn.Linear(2, 2)
     about = dict(name="a", dataset="digits", checkpoint="a.pt", seed=0, model=model, seconds=1)
-    report = make_report(**about, device=torch.device("cuda"), train_dtype=torch.bfloat16)
+    report = make_report(**about, device=torch.device("cuda"), train_dtype="bfloat16")
     assert (report["hardware"], report["versions"]["cuda"]) == ("H100", "13.0") and "thread" in report["cpu"]
     assert report["dtype"] == {"train": "bfloat16", "evaluate": "float32"}
 

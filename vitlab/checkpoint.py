@@ -22,6 +22,7 @@ from vitlab.catalog import ARGUMENTS, DATASETS, describe
 from vitlab.cli import UserError
 from vitlab.config import SETTINGS, TrainConfig, flag, read_settings
 from vitlab.datasets.images import open_image, to_batch
+from vitlab.hardware import float32_as, send
 from vitlab.models import foreign_weights
 from vitlab.models.registry import MODELS
 from vitlab.pt_files import find_checkpoint, read_checkpoint, write_checkpoint
@@ -48,11 +49,12 @@ def save_checkpoint(
 
     Raises UserError if the file cannot be written; one that was there stays as it was.
     """
+    state = model.state_dict() if isinstance(model, nn.Module) else model
     write_checkpoint(
         path,
         {
             FORMAT: VERSION,
-            "model": model.state_dict() if isinstance(model, nn.Module) else model,
+            "model": {name: values.contiguous() for name, values in state.items()},
             "model_args": config.model_args(),
             "config": dataclasses.asdict(config),
             "classes": list(classes),
@@ -133,8 +135,9 @@ class Checkpoint:
         model = self.model
         image = image if isinstance(image, Image.Image) else open_image(image)
         images = to_batch(image, img_size=model.img_size, in_chans=model.in_chans, mean=self.mean, std=self.std)
-        return images.to(next(model.parameters()).device)
+        return send(images, next(model.parameters()).device)
 
+    @float32_as("ieee")
     @torch.inference_mode()
     def predict(self, images: Picture | Sequence[Picture], top: int = 5) -> list:
         """The `top` likeliest classes of an image, a path or a PIL image: [(name, probability), ...], best first.
@@ -146,7 +149,7 @@ class Checkpoint:
         guesses = []
         for first in range(0, len(images), BATCH_SIZE):
             logits = self.model(torch.cat([self.batch(image) for image in images[first : first + BATCH_SIZE]]))
-            guesses += [self.name(row, top) for row in logits]
+            guesses += [self.name(row, top) for row in logits.cpu()]
         return guesses
 
     def name(self, logits: torch.Tensor, top: int = 5) -> list[tuple[str, float]]:

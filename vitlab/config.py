@@ -29,7 +29,7 @@ class DataSettings:
     data_path: str = setting("./data", "where data sets lie, or are downloaded to; of folder: the images", is_path=True)
     batch_size: int = setting(128, "images in a batch", low=1, high=1_000_000)
     num_workers: int = setting(2, "processes that decode image folders (other sets need none)", low=0, high=1024)
-    cache_gb: float = setting(4.0, "splits of a folder up to so many GB of pixels are kept in memory", low=0)
+    cache_gb: float = setting(4.0, "GB of a folder's pixels to keep in memory: whole splits, training first", low=0)
     val_split: float = setting(0.1, "share of the training set held out for validation", low=0, high=0.9)
     folds: int | None = setting(None, "cross-validation: validate on one of so many parts instead", low=2)
     fold: int = setting(0, "which of the --folds, from 0", low=0)

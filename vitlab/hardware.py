@@ -7,7 +7,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -64,12 +64,63 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
+def describe_precision(device: torch.device, amp: torch.dtype | None) -> str:
+    """What training multiplies: "bfloat16", "float16", "float32", or "tf32" (see fast_training)."""
+    if amp is None and device.type == "cuda" and torch.cuda.is_tf32_supported():
+        return "tf32"
+    return str(amp or torch.float32).removeprefix("torch.")
+
+
+@contextlib.contextmanager
+def float32_as(precision: str) -> Iterator[None]:
+    """Within it, or in a function that it decorates, CUDA multiplies float32 as "ieee" (with all bits) or as "tf32"
+    (rounded to 10 bits of mantissa, on tensor cores). torch's own choice is ieee for matrices, tf32 for convolutions.
+
+    The choice is taken back at the end: other code, torch.export for one, fails if it finds the two to differ."""
+    parts = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    before = [part.fp32_precision for part in parts]
+    try:
+        for part in parts:
+            part.fp32_precision = precision
+        yield
+    finally:
+        for part, value in zip(parts, before):
+            part.fp32_precision = value
+
+
+@contextlib.contextmanager
+def fast_training(device: torch.device, amp: torch.dtype | None) -> Iterator[None]:
+    """The context of training on CUDA: cuDNN times its algorithms once for each size of convolution (there are few),
+    and with amp None float32 is multiplied as TF32. On other devices nothing changes."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        with float32_as("tf32") if amp is None else contextlib.nullcontext():
+            yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def to_device(network: nn.Module, device: torch.device, *, sharded: bool = False) -> nn.Module:
+    """Move a model. On CUDA the filters of convolutions get the channels-last layout, in which tensor cores take them,
+    but for those that cut patches, and not if they will be sharded: FSDP takes the usual one, as checkpoints do."""
+    network.to(device)
+    for module in network.modules() if device.type == "cuda" and not sharded else ():
+        if isinstance(module, nn.Conv2d) and module.stride != module.kernel_size:
+            module.to(memory_format=torch.channels_last)
+    return network
+
+
 def try_compile(network: nn.Module, batches: Iterable, amp: torch.dtype | None) -> Callable:
     """The model compiled. If compiling fails, or a trial forward and backward on the first of the batches, the model as
     it was, and one line why. The trial is made on a copy and leaves the random generators as they were."""
     device = next(network.parameters()).device
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        generators = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+        with generators, fast_training(device, amp):
             images, _ = next(iter(batches))
             with autocast(device, amp):
                 out = torch.compile(copy.deepcopy(network).train())(images.to(device))

@@ -1,6 +1,6 @@
 """What benchmark.py times: training steps next to those of other implementations, augmentation, attention extraction.
 
-textbook  separate query, key and value projections, the softmax written out, float32, AdamW unfused
+textbook  separate query, key and value projections, the softmax written out, float32 (on CUDA as TF32), AdamW unfused
 timm      timm's VisionTransformer, dtype and optimiser like ours
 """
 
@@ -24,7 +24,7 @@ from model import VisionTransformer
 from vitlab.attention.maps import times_uniform
 from vitlab.config import TrainConfig
 from vitlab.datasets.augment import POLICIES
-from vitlab.hardware import autocast
+from vitlab.hardware import autocast, fast_training, to_device
 from vitlab.models.registry import build_model
 from vitlab.pictures import canvas
 from vitlab.pictures.tiles import attention_frames
@@ -87,12 +87,13 @@ def make_step(
     it, and returns the loss."""
 
     def step():
-        with autocast(images.device, amp):
-            loss = F.cross_entropy(model(images), labels)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+        with fast_training(images.device, amp):
+            with autocast(images.device, amp):
+                loss = F.cross_entropy(model(images), labels)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            return loss.item()
 
     return step
 
@@ -102,13 +103,13 @@ def make_candidates(
 ) -> dict[str, Callable]:
     """One training step of each implementation, by name: "ours", "textbook" and, if it is installed, "timm"."""
     device = images.device
-    ours = build_model(config).to(device)
+    ours = to_device(build_model(config), device)
     candidates = {"ours": make_step(ours, make_optimizers(ours, config)[0], images, labels, amp)}
-    textbook = textbook_model(config).to(device)
+    textbook = to_device(textbook_model(config), device)
     unfused = torch.optim.AdamW(textbook.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     candidates["textbook"] = make_step(textbook, unfused, images, labels, None)
     with contextlib.suppress(ImportError):
-        timms = timm_model(config).to(device)
+        timms = to_device(timm_model(config), device)
         candidates["timm"] = make_step(timms, make_optimizers(timms, config)[0], images, labels, amp)
     return candidates
 
@@ -148,7 +149,7 @@ def time_operations(
 
     Returns {"matmul_gflops": GFLOP/s, "seconds": of a step, "stages": [{"stage", "seconds", "gflop"}, ...]}.
     """
-    device, model = images.device, build_model(config).to(images.device)
+    device, model = images.device, to_device(build_model(config), images.device)
     optimizers = make_optimizers(model, config)
     square = torch.randn(2048, 2048, device=device, dtype=amp or torch.float32)
     matmul_seconds = median_seconds(lambda: square @ square, device, rounds)

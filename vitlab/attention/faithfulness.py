@@ -11,6 +11,7 @@ from torchvision.transforms import v2
 from model import VisionTransformer
 from vitlab.attention.attribution import attention_gradients, attention_rollout, grad_cam, gradient_rollout
 from vitlab.attention.maps import attention_from, look, to_grid
+from vitlab.hardware import float32_as, send
 
 # (what a removed patch is replaced by, kind of curve)
 CURVE_KINDS = [(baseline, kind) for baseline in ("mean", "blur") for kind in ("deletion", "insertion")]
@@ -72,6 +73,7 @@ def attention_maps(
     }
 
 
+@float32_as("ieee")
 def measure_faithfulness(
     model: VisionTransformer,
     batches: Iterable[torch.Tensor],
@@ -91,11 +93,11 @@ def measure_faithfulness(
         maps = {name: values.flatten(1) for name, values in attention_maps(model, images, targets).items()}
         orders = {name: [values.argsort(dim=1, descending=True, stable=True)] for name, values in maps.items()}
         draws = torch.rand(random_orders, len(images), model.grid_size**2, generator=generator)
-        orders["random"] = list(draws.argsort(dim=-1).to(images.device))
+        orders["random"] = list(send(draws.argsort(dim=-1), images.device))
         for baseline, kind in CURVE_KINDS:
             removed = blur(images) if baseline == "blur" else torch.zeros_like(images)
             start, end = (images, removed) if kind == "deletion" else (removed, images)
             for name, several in orders.items():
                 parts = [removal_curve(model, start, end, order, targets) for order in several]
-                curves[baseline, kind].setdefault(name, []).append(torch.stack(parts).mean(0).cpu())
-    return {key: {name: torch.cat(parts) for name, parts in by_map.items()} for key, by_map in curves.items()}
+                curves[baseline, kind].setdefault(name, []).append(torch.stack(parts).mean(0))
+    return {key: {name: torch.cat(parts).cpu() for name, parts in by_map.items()} for key, by_map in curves.items()}

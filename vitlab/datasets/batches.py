@@ -126,26 +126,34 @@ def send_all(batches: Sequence[torch.Tensor], device: torch.device) -> Sequence[
 
 
 class FileBatches(TensorBatches):
-    """The same for image files that do not fit in memory: decoded for each batch, in worker processes."""
+    """The same for image files that do not fit in memory: decoded for each batch, in worker processes that stay from
+    one epoch to the next. One pass at a time: the next one ends it."""
 
     def __init__(
         self, files: Sequence[tuple[Path, int]], labels: torch.Tensor, *, in_chans: int, num_workers: int, **options
     ):
         super().__init__(None, labels, **options)
-        self.dataset, self.num_workers = DecodedFiles(files, self.img_size, in_chans), num_workers
-
-    def _pixels(self, batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
-        loader = torch.utils.data.DataLoader(
+        self.dataset = DecodedFiles(files, self.img_size, in_chans)
+        self.passes, self.places = 0, []  # passes begun; the places of the images in each batch of the latest one
+        self.loader = torch.utils.data.DataLoader(
             self.dataset,
-            batch_sampler=[places.tolist() for places in batches],
-            num_workers=self.num_workers,
+            batch_sampler=self.places,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=labels.device.type == "cuda",
             collate_fn=_stack_pixels,
             generator=torch.Generator(),  # for the workers' seeds; the global one belongs to the training
         )
-        for pixels in loader:
+
+    def _pixels(self, batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        self.places[:] = [places.tolist() for places in batches]
+        self.passes = this_pass = self.passes + 1
+        for pixels in self.loader:
             if isinstance(pixels, str):
                 raise UserError(pixels)
             yield send(pixels, self.labels.device)
+            if self.passes != this_pass:
+                raise RuntimeError("another pass over these batches has begun meanwhile; make one after the other")
 
 
 def _stack_pixels(items: list[tuple]) -> torch.Tensor | str:

@@ -149,17 +149,17 @@ def count_workers(config: TrainConfig) -> int:
 
 
 def decode(
-    files: Sequence[tuple[Path, int]], config: TrainConfig, split: str
+    files: Sequence[tuple[Path, int]], config: TrainConfig, split: str, room: float
 ) -> tuple[torch.Tensor | None, torch.Tensor, list[tuple[Path, int]]]:
     """Decode image files once, in worker processes, to check that all can be read.
 
     Returns the images (uint8 n x in_chans x img_size x img_size), the labels (int64 n) and the n readable files.
-    The images are None if they would take more than config.cache_gb; FileBatches then decodes them for each batch.
+    The images are None if they would take more than `room` bytes; FileBatches then decodes them for each batch.
 
     Unreadable files are left out and named; more than a tenth of them raises UserError.
     """
     size, in_chans = config.img_size, config.in_chans
-    fits = len(files) * in_chans * size**2 <= config.cache_gb * 1e9
+    fits = len(files) * in_chans * size**2 <= room
     images = torch.empty(len(files), in_chans, size, size, dtype=torch.uint8) if fits else None
     loader = torch.utils.data.DataLoader(
         DecodedFiles(files, size, in_chans), batch_size=32, num_workers=count_workers(config), collate_fn=list

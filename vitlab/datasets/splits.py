@@ -67,19 +67,26 @@ class Source:
     labels: torch.Tensor  # int64 n
     files: list[tuple[Path, int]] | None = None  # n pairs of path and label
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pixels kept in memory."""
+        return 0 if self.images is None else self.images.nbytes
+
     def take(self, places: torch.Tensor) -> "Source":
         """The images at those places (int64), in that order."""
         images = None if self.images is None else self.images[places]
         return Source(images, self.labels[places], self.files and [self.files[i] for i in places.tolist()])
 
 
-def read_source(config: TrainConfig, folder: FolderIndex | None, split: str) -> Source:
-    """All images of an official split: of the folder, if there is one, or of the config's named data set.
+def read_source(config: TrainConfig, folder: FolderIndex | None, split: str, *others: Source) -> Source:
+    """All images of an official split: of the folder, if there is one, or of the config's named data set. `others` have
+    been read before and share its config.cache_gb.
 
     Raises UserError if no training image of a class can be read."""
     if not folder:
         return Source(*read_split(config.dataset, config.data_path, train=split == "train"))
-    source = Source(*decode(folder.splits[split], config, split))
+    room = config.cache_gb * 1e9 - sum(other.nbytes for other in others)
+    source = Source(*decode(folder.splits[split], config, split, room))
     if split == "train" and (missing := folder.missing(source.files)):
         raise UserError(f"{config.data_path}: no training image of {missing[0]!r} can be read; add one, or remove it")
     return source
@@ -88,7 +95,7 @@ def read_source(config: TrainConfig, folder: FolderIndex | None, split: str) -> 
 def read_sources(config: TrainConfig, splits: Collection[str], folder: FolderIndex | None) -> dict[str, Source]:
     """The images of the splits asked for. Those for validation are cut from the training images, unless a folder has
     its own."""
-    sources = {}
+    sources = {}  # training images are read first: they are needed in each epoch
     if "train" in splits or "val" in splits:
         train = read_source(config, folder, "train")
         own_val = bool(folder and folder.splits["val"] and config.val_split and not config.folds)
@@ -96,9 +103,10 @@ def read_sources(config: TrainConfig, splits: Collection[str], folder: FolderInd
         if "train" in splits:
             sources["train"] = train.take(train_places)
         if "val" in splits:
-            sources["val"] = read_source(config, folder, "val") if own_val else train.take(val_places)
+            own = own_val and read_source(config, folder, "val", *sources.values())
+            sources["val"] = own or train.take(val_places)
     if "test" in splits:
-        test = read_source(config, folder, "test")
+        test = read_source(config, folder, "test", *sources.values())
         places = stratified_subset(test.labels, config.num_test_images, "--num_test_images", config.dataset, TEST_SEED)
         sources["test"] = test.take(places.sort().values)
     return sources
@@ -221,16 +229,26 @@ def load_split(config: TrainConfig, split: str, *, mean: Sequence[float], std: S
     return batches
 
 
+def evaluation_batch(config: TrainConfig, device: torch.device) -> int:
+    """How many images without augmentation make up a batch: on an accelerator up to 1,000, fewer if they are large,
+    but not fewer than in training, which needs more memory for each."""
+    if device.type == "cpu":
+        return config.batch_size
+    return max(config.batch_size, min(1000, 2**22 // config.img_size**2))
+
+
 def make_batches(
     source: Source, split: str, config: TrainConfig, device: torch.device, mean: Sequence[float], std: Sequence[float]
 ) -> Batches | None:
     """The images of a split as batches on the device, augmented if it is "train"; None if there are no images."""
     if not len(source.labels):
         return None
-    options = dict(batch_size=config.batch_size, img_size=config.img_size, mean=mean, std=std, seed=config.seed)
+    options = dict(img_size=config.img_size, mean=mean, std=std, seed=config.seed)
     if split == "train":
         options.update(augment=config.augment, random_erasing=config.random_erasing)
-        options.update(alternate_flip=config.alternate_flip)
+        options.update(batch_size=config.batch_size, alternate_flip=config.alternate_flip)
+    else:
+        options.update(batch_size=evaluation_batch(config, device))
     labels = source.labels.to(device)
     if source.images is None:
         options.update(in_chans=config.in_chans, num_workers=count_workers(config))

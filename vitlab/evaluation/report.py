@@ -14,10 +14,11 @@ from tqdm import tqdm
 
 from vitlab import processes
 from vitlab.evaluation import metrics
-from vitlab.hardware import describe_cpu, describe_hardware
+from vitlab.hardware import describe_cpu, describe_hardware, float32_as
 from vitlab.models.registry import count_parameters, train_pflop
 
 
+@float32_as("ieee")
 @torch.inference_mode()
 def predict_all(model: nn.Module, batches: Iterable, title: str = "evaluate") -> tuple[torch.Tensor, torch.Tensor]:
     """(labels n, logits n x C) of all images, on the CPU. The model runs in eval mode, then gets its mode back.
@@ -80,17 +81,18 @@ def make_report(
     images_per_second: float | None = None,
     images: int | None = None,
     data: list[str] | None = None,
-    train_dtype: torch.dtype | None = None,
+    train_dtype: str | None = None,
     **results: dict | None,
 ) -> dict:
     """The contents of report.json, the same for train.py and test.py.
 
     seconds: of the complete run; images_per_second: of training alone; images: how many were trained on, over all
     epochs, from which train_pflop follows (None for a module that does not say the size of its images). data: what was
-    printed about the images before the training (Splits.summary). train_dtype: of autocast in training; evaluation has
-    the weights' own. results: train, val and test, each metrics.summary's dict, or None if it was not measured.
+    printed about the images before the training (Splits.summary). train_dtype: hardware.describe_precision's;
+    evaluation has the weights' own. results: train, val and test, each metrics.summary's dict, or None if it was not
+    measured.
     """
-    dtypes = {"train": train_dtype, "evaluate": next(model.parameters()).dtype}
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     cuda = {"cuda": torch.version.cuda} if device.type == "cuda" else {}
     packages = ("torch", "torchvision", "numpy", "scikit-learn", "pillow")
     return {
@@ -101,7 +103,7 @@ def make_report(
         "seed": seed,
         "hardware": describe_hardware(device),
         "cpu": describe_cpu(),
-        "dtype": {phase: dtype and str(dtype).removeprefix("torch.") for phase, dtype in dtypes.items()},
+        "dtype": {"train": train_dtype, "evaluate": dtype},
         "versions": {
             "python": platform.python_version(),
             **{package: importlib.metadata.version(package) for package in packages},

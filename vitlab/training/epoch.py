@@ -130,7 +130,7 @@ class Meter:
             return
         steps, losses, correct, images = zip(*self.unread)
         images = torch.tensor(images, dtype=torch.float64)
-        losses, correct = torch.stack(losses).double().cpu(), torch.stack(correct).double().cpu()
+        losses, correct = torch.stack(losses).cpu().double(), torch.stack(correct).cpu().double()  # MPS has no double
         losses = torch.where(images > 0, losses * images, 0.0)
         sums = processes.total(torch.stack([losses, correct, images])).T.tolist()
         batches = [(loss / images, int(correct), int(images)) for loss, correct, images in sums]

@@ -2,8 +2,6 @@
 
 import json
 
-import torch
-
 from vitlab import processes
 from vitlab.checkpoint import read_checkpoint, write_checkpoint
 from vitlab.cli import UserError
@@ -11,6 +9,7 @@ from vitlab.datasets.splits import Splits
 from vitlab.evaluation import metrics
 from vitlab.evaluation.report import evaluate, make_report
 from vitlab.files import write_json
+from vitlab.hardware import describe_precision
 from vitlab.pictures import canvas, figures
 from vitlab.training.sharding import load_whole
 from vitlab.training.snapshots import Snapshots
@@ -40,7 +39,7 @@ def finish(run: Run, sets: Splits, snapshots: Snapshots) -> dict:
         images_per_second=images / training_seconds,
         images=images,
         data=sets.summary().splitlines(),
-        train_dtype=run.amp or torch.float32,
+        train_dtype=describe_precision(run.device, run.amp),
         train=metrics.running(row["train_accuracy"], row["train_loss"], progress.images),
         val=progress.best,
         test=test,

@@ -25,7 +25,16 @@ from vitlab.config import SETTINGS, TrainConfig, changed_settings, flag
 from vitlab.datasets.splits import Splits
 from vitlab.evaluation.report import evaluate
 from vitlab.files import write_text
-from vitlab.hardware import describe_hardware, find_device, pick_amp, try_compile, use_threads
+from vitlab.hardware import (
+    describe_hardware,
+    describe_precision,
+    fast_training,
+    find_device,
+    pick_amp,
+    to_device,
+    try_compile,
+    use_threads,
+)
 from vitlab.models.registry import count_parameters
 from vitlab.training import tracking
 from vitlab.training.epoch import check_loss, measure_batch_norm, train_one_epoch
@@ -144,7 +153,8 @@ def fit(
 
     with contextlib.closing(run.tracker), stop_at_signal() as stop:
         while not progress.is_over(config):
-            train_loss, train_accuracy = train_one_epoch(run, sets, stop)
+            with fast_training(run.device, run.amp):
+                train_loss, train_accuracy = train_one_epoch(run, sets, stop)
             measure_batch_norm(run, sets)
             val = evaluate(run.evaluated, sets.val, "validate") if sets.val else None
             if val:
@@ -199,7 +209,7 @@ def begin(
         raise UserError(f"num_classes {config.num_classes}: the data has {len(sets.classes)} classes; give the same")
     if optimizers and any(parameter.device.type != device.type for parameter in model.parameters()):
         raise UserError(f"the model is not on {device}; move it there before its optimisers are made")
-    model.to(device)
+    to_device(model, device, sharded=config.fsdp)
     optimizers = optimizers or make_optimizers(model, config)
     check_last_batch(model, sets, config)
     if config.early_stopping and not sets.val:
@@ -295,7 +305,7 @@ def announce(run: Run, sets: Splits, config_before: dict | None) -> None:
     progress.finished = False
     print(
         f"{config.folder_name}: {count_parameters(model):,} parameters on {describe_hardware(run.device)}, "
-        f"{str(run.amp).removeprefix('torch.') if run.amp else 'float32'}, seed {config.seed}"
+        f"{describe_precision(run.device, run.amp)}, seed {config.seed}"
         + (f", {processes.count()} processes" if processes.count() > 1 else "")
     )
     print(sets.summary())

@@ -24,6 +24,7 @@ from vitlab.config import TrainConfig
 from vitlab.datasets.images import to_image
 from vitlab.datasets.splits import Splits
 from vitlab.files import save_npy
+from vitlab.hardware import float32_as
 from vitlab.pictures import canvas, figures
 from vitlab.pictures.tiles import (
     HIDDEN,
@@ -65,6 +66,7 @@ class Snapshots:
         self.points = batches.sample(NUM_POINTS) if "cls_dim_reduction" in self.kinds else None
         self.pictures = [to_image(image, sets.mean, sets.std) for image in self.images]
 
+    @float32_as("ieee")
     def draw(self, model: VisionTransformer, epoch: int) -> dict[str, Path]:
         """Write the pictures of a model after an epoch: kind -> path."""
         if not self.kinds:

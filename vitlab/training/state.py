@@ -163,6 +163,7 @@ class Run:
             for group, settings in zip(optimizer.param_groups, configured):
                 group.pop("scale", None)  # lr_scale's name in older checkpoints
                 group.update(settings)
+            match_layouts(optimizer)
         if training["scaler"]:  # empty if the run was not in float16 so far
             self.scaler.load_state_dict(training["scaler"])
         generators = [training["generators"], *training.get("generators_of_others", ())]
@@ -170,6 +171,15 @@ class Run:
             set_generator_states(generators[processes.rank()], self.device)
         if len(generators) != processes.count():
             print(f"from here on with {processes.count()} processes, until now {len(generators)}")
+
+
+def match_layouts(optimizer: torch.optim.Optimizer) -> None:
+    """Give an optimiser's state the memory layout of its parameters: filters are channels-last on CUDA alone, and a
+    fused optimiser takes both in the order of the memory."""
+    for parameter, state in optimizer.state.items():
+        for name, values in state.items():
+            if torch.is_tensor(values) and values.shape == parameter.shape and values.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=values.dtype).copy_(values)
 
 
 def generator_states(device: torch.device) -> dict:

@@ -12,6 +12,7 @@ from vitlab.attention.maps import describe_pool, look, times_mean, times_uniform
 from vitlab.checkpoint import BATCH_SIZE, Checkpoint
 from vitlab.datasets import images
 from vitlab.files import new_folder, write_csv, write_json
+from vitlab.hardware import float32_as
 from vitlab.models.registry import cam_layer
 from vitlab.pictures import figures
 
@@ -51,6 +52,7 @@ def row_of(name: str, guesses: Sequence[tuple[str, float]], label: str | None = 
     return {"image": name, "true": label, "top": top}
 
 
+@float32_as("ieee")
 def predict_test_image(
     checkpoint: Checkpoint, image: Image.Image, label: str, index: int, folder: Path, explain: Explain | None
 ) -> list[Path]:
@@ -70,6 +72,7 @@ def predict_test_image(
     return pictures
 
 
+@float32_as("ieee")
 def predict_files(
     checkpoint: Checkpoint, path: str, folder: Path, explain: Explain | None
 ) -> tuple[list[Path], list[str]]:
@@ -89,7 +92,7 @@ def predict_files(
     while chunk := list(itertools.islice(prepared, BATCH_SIZE)):
         folder = folder if rows else new_folder(folder)
         with torch.inference_mode():
-            logits = checkpoint.model(torch.cat([batch for _, batch, _ in chunk]))
+            logits = checkpoint.model(torch.cat([batch for _, batch, _ in chunk])).cpu()
         for (file, batch, image), values in zip(chunk, logits):
             guesses = checkpoint.name(values)
             rows.append(row_of(str(file), guesses))
