@@ -1,11 +1,14 @@
 """Fixtures: real digits, real CIFAR-10 where ../shared is, and one small trained model."""
 
+import functools
+import http.server
 import multiprocessing
 import os
 import runpy
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -73,6 +76,18 @@ def assert_refused(done, *words):
     assert len(lines) == 1, done.stderr
     for word in words:
         assert str(word) in lines[0], f"{word!r} is not in: {lines[0]}"
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A web server on this machine: (its address, the folder it serves)."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_port}", folder
+        httpd.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -89,7 +89,7 @@ def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
         ("--val_split 1", ["--val_split 1"]),
         ("--epochs 5 --warmup_epochs 5", ["--warmup_epochs 5", "--epochs 5"]),
         ("--min_lr 1", ["--min_lr 1", "--learning_rate"]),
-        ("--dataset mnist", ["mnist", "cifar10, cifar100, digits, folder"]),
+        ("--dataset mnits", ["mnits", "cifar10, cifar100, digits, mnist"]),
         ("--n_classes 5", ["--n_classes 5", "10"]),
         ("--n_channels 2", ["--n_channels 2", "1, 3"]),
         ("--pool max", ["--pool", "max", "cls, mean"]),

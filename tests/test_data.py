@@ -1,14 +1,11 @@
 """Real digits, real CIFAR, real image files."""
 
 import collections
-import functools
-import http.server
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
-import threading
 
 import numpy as np
 import pytest
@@ -198,18 +195,6 @@ def test_single_images_need_no_torchvision():
 
 
 # ------------------------------------------------------------------------------------ download, read
-
-
-@pytest.fixture
-def server(tmp_path):
-    """A web server on this machine: (its address, the folder it serves)."""
-    folder = tmp_path / "served"
-    folder.mkdir()
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
-        threading.Thread(target=httpd.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{httpd.server_port}", folder
-        httpd.shutdown()
 
 
 def test_cifar_is_downloaded_whole_or_not_at_all(cifar_root, server, tmp_path, monkeypatch):

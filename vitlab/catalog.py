@@ -1,30 +1,26 @@
 """The data sets and models that can be named, and the facts about them that need no torch."""
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitlab.layout import find_layout
+from vitlab.layout import data_folder, find_layout
 
 DEFAULT_MODEL = "model/vit-conv-cpu-32-cifar10"  # of test.py and visualize.py; comes with the repository
 
-CIFAR100_CLASSES = """
-apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel
-can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur
-dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion
-lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree
-pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea
-seal shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table
-tank telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman
-worm
-""".split()
+CLASSES = json.loads(Path(__file__).with_name("class_names.json").read_text(encoding="utf-8"))  # in the order of labels
+CLASSES = {dataset: tuple(names) for dataset, names in CLASSES.items()}
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
     """What is known about a data set before it is read.
 
-    mean, std: of its training images, one value per channel, for images in 0..1.
+    classes: in the order of the labels; () where they are read from the data.
+    mean, std: of its training images, one value per channel, for images in 0..1; () where they are measured when the
+        set is read. Sources: docs/training.md.
+    augment: without flips where a mirrored image is another class, or none.
     defaults: the settings that suit it, where they differ from TrainConfig's."""
 
     classes: tuple[str, ...]
@@ -38,7 +34,7 @@ class DatasetInfo:
 
 DATASETS = {
     "cifar10": DatasetInfo(
-        classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+        classes=CLASSES["cifar10"],
         img_size=32,
         in_chans=3,
         mean=(0.4914, 0.4822, 0.4465),
@@ -47,7 +43,7 @@ DATASETS = {
         defaults={},
     ),
     "cifar100": DatasetInfo(
-        classes=tuple(CIFAR100_CLASSES),
+        classes=CLASSES["cifar100"],
         img_size=32,
         in_chans=3,
         mean=(0.5071, 0.4866, 0.4409),
@@ -56,13 +52,130 @@ DATASETS = {
         defaults={},
     ),
     "digits": DatasetInfo(
-        classes=tuple("0123456789"),
+        classes=CLASSES["digits"],
         img_size=8,
         in_chans=1,
         mean=(0.3059,),
         std=(0.3762,),
         augment="affine",
         defaults=dict(patch_size=2, embed_dim=64, depth=4, batch_size=32, learning_rate=2e-3, stem="conv", pool="seq"),
+    ),
+    "mnist": DatasetInfo(
+        classes=CLASSES["digits"],
+        img_size=28,
+        in_chans=1,
+        mean=(0.1307,),
+        std=(0.3081,),
+        augment="affine",
+        defaults={},
+    ),
+    "fashion_mnist": DatasetInfo(
+        classes=CLASSES["fashion_mnist"],
+        img_size=28,
+        in_chans=1,
+        mean=(0.2860,),
+        std=(0.3530,),
+        augment="crop-flip",
+        defaults={},
+    ),
+    "kmnist": DatasetInfo(
+        classes=CLASSES["kmnist"],
+        img_size=28,
+        in_chans=1,
+        mean=(),
+        std=(),
+        augment="affine",
+        defaults={},
+    ),
+    "emnist": DatasetInfo(
+        classes=CLASSES["emnist"],
+        img_size=28,
+        in_chans=1,
+        mean=(),
+        std=(),
+        augment="affine",
+        defaults={},
+    ),
+    "svhn": DatasetInfo(
+        classes=CLASSES["digits"],
+        img_size=32,
+        in_chans=3,
+        mean=(),
+        std=(),
+        augment="crop",
+        defaults={},
+    ),
+    "stl10": DatasetInfo(
+        classes=CLASSES["stl10"],
+        img_size=96,
+        in_chans=3,
+        mean=(),
+        std=(),
+        augment="crop-flip",
+        defaults=dict(patch_size=8),
+    ),
+    "eurosat": DatasetInfo(
+        classes=CLASSES["eurosat"],
+        img_size=64,
+        in_chans=3,
+        mean=(),
+        std=(),
+        augment="crop-flip",
+        defaults=dict(patch_size=8),
+    ),
+    "flowers102": DatasetInfo(
+        classes=CLASSES["flowers102"],
+        img_size=224,
+        in_chans=3,
+        mean=(),
+        std=(),
+        augment="crop-flip",
+        defaults=dict(patch_size=16),
+    ),
+    "pets": DatasetInfo(
+        classes=CLASSES["pets"],
+        img_size=224,
+        in_chans=3,
+        mean=(),
+        std=(),
+        augment="crop-flip",
+        defaults=dict(patch_size=16),
+    ),
+    "food101": DatasetInfo(
+        classes=CLASSES["food101"],
+        img_size=224,
+        in_chans=3,
+        mean=(),
+        std=(),
+        augment="crop-flip",
+        defaults=dict(patch_size=16),
+    ),
+    "gtsrb": DatasetInfo(
+        classes=CLASSES["gtsrb"],
+        img_size=32,
+        in_chans=3,
+        mean=(),
+        std=(),
+        augment="affine",
+        defaults={},
+    ),
+    "tiny_imagenet": DatasetInfo(
+        classes=(),
+        img_size=64,
+        in_chans=3,
+        mean=(),
+        std=(),
+        augment="crop-flip",
+        defaults=dict(patch_size=8),
+    ),
+    "cinic10": DatasetInfo(
+        classes=CLASSES["cifar10"],
+        img_size=32,
+        in_chans=3,
+        mean=(0.4789, 0.4723, 0.4305),
+        std=(0.2421, 0.2383, 0.2587),
+        augment="crop-flip",
+        defaults={},
     ),
     "folder": DatasetInfo(  # the classes are the folders' names, mean and std are measured
         classes=(),
@@ -74,6 +187,7 @@ DATASETS = {
         defaults=dict(patch_size=8),
     ),
 }
+NOT_DOWNLOADED = ("digits", "folder")  # by download.py
 UNNAMED = DatasetInfo(  # batches of one's own, from Python
     classes=(),
     img_size=None,
@@ -109,9 +223,10 @@ MODEL_DEFAULTS = {"simple_cnn": {"drop_rate": 0.3}, "mlp": {"drop_rate": 0.0}}  
 
 
 def describe(dataset: str | None, data_path: str | Path) -> DatasetInfo:
-    """The facts about a data set; the classes of dataset "folder" are the folders in `data_path`.
+    """The facts about a data set. The classes of "folder" and "tiny_imagenet" are the folders in `data_path`.
 
     Raises UserError as find_layout does."""
-    if dataset != "folder":
-        return DATASETS[dataset] if dataset else UNNAMED
-    return dataclasses.replace(DATASETS["folder"], classes=find_layout(data_path).classes)
+    info = DATASETS[dataset] if dataset else UNNAMED
+    if dataset and not info.classes:
+        return dataclasses.replace(info, classes=find_layout(data_folder(dataset, data_path)).classes)
+    return info

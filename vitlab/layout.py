@@ -17,6 +17,7 @@ SPLIT_NAMES = {  # in any case, and before "set", "_data", "_images", ...
     "val": ("val", "valid", "validation", "validate", "dev", "eval"),
     "test": ("test", "testing"),
 }
+FOLDERS = {"tiny_imagenet": "tiny-imagenet-200", "cinic10": "CINIC-10"}  # named sets that are folders of images
 HIDDEN = (".", "__MACOSX", "@eaDir")  # how hidden names begin; the others are copies made by macOS and Synology
 
 
@@ -46,6 +47,22 @@ def class_folders(folder: Path) -> tuple[str, ...]:
 def annotations(folder: Path) -> Path:
     """The file in which a split without class folders says which image is of which class, as Tiny ImageNet's val/."""
     return folder / "val_annotations.txt"
+
+
+def data_folder(dataset: str, data_path: str | Path) -> Path:
+    """The folder of a data set of folders: `data_path`, or the folder of a set of FOLDERS in it.
+
+    Raises UserError if a set of FOLDERS is in neither."""
+    root = Path(data_path)
+    if dataset not in FOLDERS:
+        return root
+    for folder in (root / FOLDERS[dataset], root):
+        if (folder / "train").is_dir():
+            return folder
+    raise UserError(
+        f"--data_path {root}: no {dataset} there, neither {FOLDERS[dataset]}/train/ nor train/; run: "
+        f"python download.py {dataset} --data_path {root}"
+    )
 
 
 def find_layout(data_path: str | Path) -> Layout:

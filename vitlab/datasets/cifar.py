@@ -7,6 +7,7 @@ code when they are opened, so the md5 of each is compared with the published one
 import contextlib
 import pickle
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,9 +91,10 @@ def cifar_folder(name: str, data_path: str | Path) -> Path:
 
 @contextlib.contextmanager
 def workshop_in(data_path: str | Path, prefix: str) -> Iterator[Path]:
-    """A temporary folder in `data_path`. At the end it is removed, and so are the folders that had to be made for
-    it, if they are empty. Raises UserError if it cannot be made."""
-    root = Path(data_path)
+    """A temporary folder in `data_path`, for a download: a server that is silent for a minute is an error. At the end
+    the folder is removed, and so are those that had to be made for it, if they are empty. Raises UserError if it
+    cannot be made."""
+    root, patience = Path(data_path), socket.getdefaulttimeout()
     new_folders = [folder for folder in (root, *root.parents) if not folder.exists()]
     try:
         try:
@@ -101,8 +103,10 @@ def workshop_in(data_path: str | Path, prefix: str) -> Iterator[Path]:
         except OSError as error:
             raise UserError(f"--data_path {data_path}: {error.strerror}; choose a folder that can be written") from None
         with temporary as workshop:
+            socket.setdefaulttimeout(60)
             yield Path(workshop)
     finally:
+        socket.setdefaulttimeout(patience)
         for folder in new_folders:
             with contextlib.suppress(OSError):  # not empty
                 folder.rmdir()

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +31,33 @@ def stratified_order(labels: Sequence[int], seed: int) -> np.ndarray:
     return order[np.argsort(place[order], kind="stable")]
 
 
-class FolderIndex:
-    """The image files below a folder, by split and class.
+def cut_test(files: Sequence[tuple[Path, int]]) -> tuple[list, list]:
+    """Pairs of path and label as (train, test), in their order: a fixed, stratified fifth is the test split."""
+    order, n_test = stratified_order([label for _, label in files], TEST_SEED), round(len(files) / 5)
+    return [files[i] for i in sorted(order[n_test:])], [files[i] for i in sorted(order[:n_test])]
 
-    classes: the names of the classes, sorted.
-    splits: from "train", "val" and "test" to lists of (path, class index), sorted by class and path; "val" is None
-        if the folder has no validation images of its own.
+
+@dataclass
+class FileIndex:
+    """The image files of a data set.
+
+    classes: the names of the classes.
+    splits: from "train", "val" and "test" to lists of (path, class index); "val" is None if the set has no validation
+        images of its own.
+    notes: lines about what is there and not used."""
+
+    classes: tuple[str, ...]
+    splits: dict[str, list[tuple[Path, int]] | None]
+    notes: Sequence[str] = ()
+
+    def missing(self, files: Sequence[tuple[Path, int]]) -> list[str]:
+        """The classes that have no image among the files."""
+        present = {label for _, label in files}
+        return [name for label, name in enumerate(self.classes) if label not in present]
+
+
+class FolderIndex(FileIndex):
+    """The image files below a folder, sorted by class and path; the classes are sorted too.
 
     Layouts: DIR/train/CLASS/* with DIR/test or DIR/val (either is the test split; if both exist, val/ is the
     validation split), or one tree DIR/CLASS/*, of which a fixed, stratified fifth is the test split.
@@ -55,19 +77,11 @@ class FolderIndex:
         if layout.test:
             self.splits["test"] = self._list(layout.test)
         else:
-            order = stratified_order([label for _, label in files], TEST_SEED)
-            n_test = round(len(files) / 5)
-            self.splits["test"] = [files[i] for i in sorted(order[:n_test])]
-            self.splits["train"] = [files[i] for i in sorted(order[n_test:])]
+            self.splits["train"], self.splits["test"] = cut_test(files)
         for split in ("val", "test"):
             missing = self.missing(self.splits[split] or ())
             if self.splits[split] and missing:
                 self.notes.append(f"classes without {split} images ({len(missing)}): {shorten(missing)}")
-
-    def missing(self, files: Sequence[tuple[Path, int]]) -> list[str]:
-        """The classes that have no image among the files."""
-        present = {label for _, label in files}
-        return [name for label, name in enumerate(self.classes) if label not in present]
 
     def _list(self, folder: Path) -> list[tuple[Path, int]]:
         """The images of a split, by its class folders or its file of annotations; notes what is no image."""

@@ -4,8 +4,9 @@
     for images, labels in sets.train:        # float B x C x S x S, normalised; int64 B
         ...
 
-cifar10 and cifar100 are downloaded to config.data_path if they are missing, `python download.py cifar10` does only
-that; "digits" comes with scikit-learn, and "folder" is your own images (folders.FolderIndex).
+The named sets are downloaded to config.data_path if they are missing, `python download.py cifar10` does only that;
+"digits" comes with scikit-learn, "folder" is your own images. Some are read as one array (read_split), the others are
+files (find_index).
 
 A data set that fits lives as one uint8 tensor on the device. Cropping, flipping, resizing and normalising happen
 there, a batch at a time.
@@ -29,6 +30,7 @@ from vitlab.datasets.cifar import read_cifar
 from vitlab.datasets.folders import (
     TEST_SEED,
     DecodedFiles,
+    FileIndex,
     FolderIndex,
     count_workers,
     decode,
@@ -37,7 +39,9 @@ from vitlab.datasets.folders import (
     stratified_order,
 )
 from vitlab.datasets.images import as_channels, from_pixels, open_image
+from vitlab.datasets.torchvision_sets import READERS, file_index, read_arrays
 from vitlab.hardware import find_device
+from vitlab.layout import FOLDERS, data_folder
 
 # ---------------------------------------------------------------------------- the images of a split
 
@@ -53,10 +57,26 @@ def read_digits(data_path: str | Path | None, train: bool) -> tuple[torch.Tensor
 
 
 def read_split(dataset: str, data_path: str | Path, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (uint8 n x C x H x W) and labels (int64 n) of digits, cifar10 or cifar100, in the official order."""
+    """Images (uint8 n x C x H x W) and labels (int64 n) of a set that is read as one array, in the official order."""
     if dataset == "digits":
         return read_digits(data_path, train)
+    if dataset in READERS:
+        return read_arrays(dataset, data_path, train)
     return read_cifar(dataset, data_path, train)
+
+
+def find_index(dataset: str, data_path: str | Path) -> FileIndex | None:
+    """The files of a set that consists of them; None if it is read as one array (read_split).
+
+    Raises UserError as the readers do."""
+    if dataset == "folder" or dataset in FOLDERS:
+        index, classes = FolderIndex(data_folder(dataset, data_path)), describe(dataset, data_path).classes
+        if index.classes != classes:
+            raise UserError(
+                f"--data_path {data_path}: {dataset} has the classes {shorten(classes)}; complete the folder"
+            )
+        return index
+    return file_index(dataset, data_path) if dataset in READERS and READERS[dataset].in_files else None
 
 
 @dataclass
@@ -78,9 +98,9 @@ class Source:
         return Source(images, self.labels[places], self.files and [self.files[i] for i in places.tolist()])
 
 
-def read_source(config: TrainConfig, folder: FolderIndex | None, split: str, *others: Source) -> Source:
-    """All images of an official split: of the folder, if there is one, or of the config's named data set. `others` have
-    been read before and share its config.cache_gb.
+def read_source(config: TrainConfig, folder: FileIndex | None, split: str, *others: Source) -> Source:
+    """All images of an official split: of the folder, if the set consists of files, or of an array. `others` have been
+    read before and share its config.cache_gb.
 
     Raises UserError if no training image of a class can be read."""
     if not folder:
@@ -92,8 +112,8 @@ def read_source(config: TrainConfig, folder: FolderIndex | None, split: str, *ot
     return source
 
 
-def read_sources(config: TrainConfig, splits: Collection[str], folder: FolderIndex | None) -> dict[str, Source]:
-    """The images of the splits asked for. Those for validation are cut from the training images, unless a folder has
+def read_sources(config: TrainConfig, splits: Collection[str], folder: FileIndex | None) -> dict[str, Source]:
+    """The images of the splits asked for. Those for validation are cut from the training images, unless the set has
     its own."""
     sources = {}  # training images are read first: they are needed in each epoch
     if "train" in splits or "val" in splits:
@@ -187,7 +207,7 @@ def load_data(
 ) -> Splits:
     """The data set of a config as batches on a device (default: that of the config).
 
-    mean and std replace the data set's own. Those of a folder are measured on its training images.
+    mean and std replace the data set's own. Where none are published, they are measured on the training images.
     Raises UserError if the data set cannot be read, or has fewer images than the config asks for.
     """
     if config.dataset is None:
@@ -195,21 +215,20 @@ def load_data(
     info = describe(config.dataset, config.data_path)
     device = device or find_device(config.device)
     to_measure = not info.mean and mean is None
-    folder = FolderIndex(config.data_path) if config.dataset == "folder" else None
+    folder = find_index(config.dataset, config.data_path)
     sources = read_sources(config, {*splits, "train"} if to_measure else splits, folder)
-    if to_measure:
-        mean, std = measure(sources["train"], config)
-    elif info.mean:
-        mean = mean or channel_statistics(info.mean, config.in_chans)
-        std = std or channel_statistics(info.std, config.in_chans)
+    if mean is None or std is None:
+        own = measure(sources["train"], config) if to_measure else (info.mean, info.std)
+        mean, std = (given or channel_statistics(v, config.in_chans) for given, v in zip((mean, std), own))
     batches = {
         split: make_batches(source, split, config, device, mean, std)
         for split, source in sources.items()
         if split in splits
     }
     notes = [f"there are no {split} images" for split in splits if not batches[split]]
-    if folder:
-        notes += folder.notes + find_copies({split: source.files for split, source in sources.items()})
+    notes += folder.notes if folder else ()
+    if config.dataset == "folder":
+        notes += find_copies({split: source.files for split, source in sources.items()})
     return Splits(
         train=batches.get("train"),
         val=batches.get("val"),
@@ -259,17 +278,16 @@ def make_batches(
 # ----------------------------------------------------------------------------------------- one image
 
 
-def test_image(config: TrainConfig, index: int) -> tuple[Image.Image, int]:
+def test_image(config: TrainConfig, number: int) -> tuple[Image.Image, int]:
     """(PIL image, label) of one test image, by its place in the official order; UserError if there is none."""
-    if config.dataset == "folder":
-        files = FolderIndex(config.data_path).splits["test"]
-        labels = [label for _, label in files]
+    index = find_index(config.dataset, config.data_path)
+    if index:
+        labels = [label for _, label in index.splits["test"]]
     else:
         images, labels = read_split(config.dataset, config.data_path, train=False)
     if not len(labels):
         raise UserError(f"--data_path {config.data_path} has no test images; add some")
-    if not 0 <= index < len(labels):
-        raise UserError(f"--index {index}: {config.dataset} has test images 0 to {len(labels) - 1}")
-    if config.dataset == "folder":
-        return open_image(files[index][0]), labels[index]
-    return from_pixels(images[index]), int(labels[index])
+    if not 0 <= number < len(labels):
+        raise UserError(f"--index {number}: {config.dataset} has test images 0 to {len(labels) - 1}")
+    image = open_image(index.splits["test"][number][0]) if index else from_pixels(images[number])
+    return image, int(labels[number])
