@@ -20,6 +20,7 @@ from vitlab.cli import UserError
 from vitlab.config import TrainConfig
 from vitlab.models import foreign_weights
 from vitlab.models.registry import build_model
+from vitlab.models.resampling import resize_positions
 from vitlab.training.fine_tuning import load_weights
 
 SMALL = dict(dataset="cifar10", image_size=16, n_layers=2, embed_dim=32)
@@ -320,20 +321,20 @@ def test_what_a_foreign_file_does_not_say_can_be_said(tmp_path):
 def test_translating_needs_no_file_and_leaves_the_weights_alone():
     state = scramble(Teaching()).state_dict()
     before = {name: value.clone() for name, value in state.items()}
-    translated, arguments, notes = foreign_weights.translate(state, "theirs", num_heads=6)
-    assert arguments == dict(
+    theirs = foreign_weights.translate(state, "theirs", num_heads=6)
+    assert theirs.arguments == dict(
         img_size=16, patch_size=4, in_chans=3, num_classes=10, embed_dim=24, depth=2, num_heads=6, mlp_ratio=2.0,
         qkv_bias=True, pool="cls", head="mlp", norm_eps=1e-5,
     )  # fmt: skip
-    VisionTransformer(**arguments).load_state_dict(translated)
-    assert notes == ["theirs: teaching layout, 2 blocks 24 wide"]
+    VisionTransformer(**theirs.arguments).load_state_dict(theirs.state)
+    assert theirs.notes == ["theirs: teaching layout, 2 blocks 24 wide"]
     assert before.keys() == state.keys() and all(torch.equal(before[name], state[name]) for name in state)
 
 
 def test_resized_positions_keep_the_prefix_and_the_picture():
     ramp = torch.arange(8.0).expand(8, 8).reshape(1, 64, 1)  # grows from left to right
     cls = torch.full((1, 1, 1), 99.0)
-    larger = foreign_weights.resize_positions(torch.cat([cls, ramp], dim=1), old=8, new=16, prefix=1)
+    larger = resize_positions(torch.cat([cls, ramp], dim=1), old=8, new=16, prefix=1)
     assert larger.shape == (1, 257, 1) and larger[0, 0] == 99
     grid = larger[0, 1:].view(16, 16)
     assert torch.allclose(grid, grid[:1].expand(16, 16), atol=1e-5)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -230,3 +231,8 @@ def describe(dataset: str | None, data_path: str | Path) -> DatasetInfo:
     if dataset and not info.classes:
         return dataclasses.replace(info, classes=find_layout(data_folder(dataset, data_path)).classes)
     return info
+
+
+def channel_statistics(values: Sequence[float], in_chans: int) -> tuple[float, ...]:
+    """Mean or std, one value per channel, for a model with in_chans: those that are known, or their average."""
+    return tuple(values) if len(values) == in_chans else in_chans * (sum(values) / len(values),)

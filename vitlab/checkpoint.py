@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from vitlab.catalog import ARGUMENTS, DATASETS, describe
+from vitlab.catalog import ARGUMENTS, DATASETS, channel_statistics, describe
 from vitlab.cli import UserError
 from vitlab.config import SETTINGS, TrainConfig, flag, read_settings
 from vitlab.datasets.images import open_image, to_batch
@@ -169,8 +169,8 @@ def load_checkpoint(
     std: Sequence[float] | None = None,
     **model_args,
 ) -> Checkpoint:
-    """Load a model: from a file of ours, from a run folder (its best.pt), or from a state dict in the teaching layout
-    or in that of timm's VisionTransformer. The model is on `device`, in evaluation mode.
+    """Load a model: from a file of ours, from a run folder (its best.pt), or from a foreign file or folder
+    (foreign_weights.translate). The model is on `device`, in evaluation mode.
 
     The other arguments supply what a foreign file does not say. `dataset` (of "folder" with its data_path) or
     `classes` name the logits; mean and std, one value per channel, normalised the images; model_args go by timm's
@@ -227,22 +227,23 @@ def _check_ours(checkpoint: Checkpoint, given: dict) -> None:
 
 
 def _from_foreign(path: Path, contents: dict, about: dict, data_path: str | Path, given: dict) -> Checkpoint:
-    state, arguments, notes = foreign_weights.translate(
-        contents, path, num_heads=given.get("num_heads"), pool=given.get("pool")
-    )
-    untold = {"norm_eps": given.get("norm_eps", arguments["norm_eps"])}  # leaves no trace in a file
-    if given.get("pool") == "mean" and arguments["pool"] == "normed_mean":
-        untold["pool"] = "normed_mean"
-    _check_against(path, {**arguments, **untold, "model": "vit"}, {**given, **untold})
+    theirs = foreign_weights.translate(contents, path, num_heads=given.get("num_heads"), pool=given.get("pool"))
+    state, arguments, notes, facts = theirs.state, theirs.arguments, theirs.notes, theirs.facts
+    untold = {} if "norm_eps" in facts else {"norm_eps": given.get("norm_eps", arguments["norm_eps"])}
+    if given.get("pool") == "mean" and arguments["pool"] in ("normed_mean", "seq"):
+        untold["pool"] = arguments["pool"]  # timm's global_pool="avg" is each of them
+    told = {name: facts[name] for name in ("mean", "std") if name in facts}
+    _check_against(path, {**arguments, **untold, **told, "model": "vit"}, {**given, **about, **untold})
     arguments = {**{name: value for name, value in given.items() if name != "model"}, **arguments, **untold}
     dataset, channels = about.get("dataset"), arguments["in_chans"]
-    if ("mean" in about) != ("std" in about) or len(about.get("mean", "x" * channels)) != channels:
+    mean, std = ({**theirs.normalisation, **about}.get(name) for name in ("mean", "std"))
+    if (mean is None) != (std is None) or ("mean" in about and len(mean) != channels):
         raise UserError(f"--mean and --std: {path} needs both, with {channels} values each")
-    if "mean" not in about:
+    if mean is None:
         notes.append(
             "the file does not say how images were normalised: taken to be (image - 0.5) / 0.5; --mean and --std set it"
         )
-    named = about.get("classes")
+    named = about.get("classes", facts.get("classes"))
     classes = _name_classes(path, dataset, data_path, named, arguments["num_classes"])
     if named:
         state = foreign_weights.reorder_outputs(state, [named.index(name) for name in classes])
@@ -255,8 +256,8 @@ def _from_foreign(path: Path, contents: dict, about: dict, data_path: str | Path
         model=_make_model(path, "vit", arguments, state),
         config=TrainConfig(**{**arguments, "dataset": dataset, "data_path": str(data_path), "drop_rate": 0.0}),
         classes=classes,
-        mean=about.get("mean", channels * (0.5,)),
-        std=about.get("std", channels * (0.5,)),
+        mean=channel_statistics(mean or (0.5,), channels),
+        std=channel_statistics(std or (0.5,), channels),
         history=[],
         notes=tuple(notes),
     )

@@ -37,6 +37,10 @@ class DataSettings:
         None, "use this many training images (default: all), validation cut from them", low=1
     )
     num_test_images: int | None = setting(None, "use this many test images (default: all)", low=1)
+    mean: tuple[float, ...] = setting(
+        (), "of each channel, for images in 0..1 (default: of --init_from, else of the set)", low=0, high=1
+    )
+    std: tuple[float, ...] = setting((), "standard deviation of each channel, likewise", above=0, high=1)
     augment: str | None = setting(
         None,
         "randaugment and trivialaugment come after crop-flip (default: the set's)",
@@ -114,6 +118,8 @@ class RecipeSettings:
     label_smoothing: float = setting(0.0, "share of the target spread over all classes", low=0, high=0.99)
     clip_grad: float = setting(0.0, "largest norm of the gradient; 0 is off", low=0, high=1e6)
     grad_accum_steps: int = setting(1, "batches whose gradients make one step", low=1, high=100_000)
+    freeze: str | None = setting(None, "head: train the head alone; N: keep the embedding and the first N blocks")
+    layer_decay: float = setting(1.0, "the learning rate of block i is times layer_decay^(depth - i)", above=0, high=1)
     ema_decay: float = setting(0.0, "of averaged weights, which are then what is evaluated", low=0, high=0.999999)
     early_stopping: int | None = setting(None, "stop after N epochs without a lower validation loss", low=1)
 
@@ -214,6 +220,8 @@ class TrainConfig(RunSettings, RecipeSettings, ModelSettings, DataSettings):  # 
             raise UserError(
                 f"--n_classes {self.num_classes}: {self.dataset} has {len(info.classes)}; leave the flag out"
             )
+        if (self.mean or self.std) and not len(self.mean) == len(self.std) == self.in_chans:
+            raise UserError(f"--mean and --std: give both, with {self.in_chans} values each")
         if self.warmup_steps is not None and self.warmup_epochs:
             raise UserError("--warmup_steps and --warmup_epochs say the same thing twice; keep one")
         if self.warmup_epochs >= self.epochs:

@@ -1,6 +1,7 @@
-"""Reading and writing .pt files. They are read with weights_only=True: nothing in them is run."""
+"""Files of weights: .pt, read with weights_only=True, so that nothing in them is run, and .safetensors."""
 
 import argparse
+import json
 import os
 import pickle
 import re
@@ -26,6 +27,8 @@ HARMLESS = [  # what training scripts keep beside the weights, and torch does no
     *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     *((_ARRAY, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
 ]
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # of a model's folder as transformers and timm save it
+HUB_CONFIGS = ("config.json", "preprocessor_config.json")  # what lies beside them
 
 
 def write_checkpoint(path: str | Path, contents: dict) -> None:
@@ -47,16 +50,26 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def read_checkpoint(path: str | Path, *, lazily: bool = False) -> Any:
-    """What a .pt file, or a run folder's best.pt, holds: tensors and plain values, in a dict if it is one of ours.
+    """What a file of weights holds: tensors and plain values, in a dict if it is one of ours. Of a folder it is a run's
+    best.pt, or the file of a model of transformers or timm: then a dict of "weights" and, by their names, of the
+    contents of HUB_CONFIGS.
 
     lazily: leave the tensors in the file until they are used; for a look at the plain values alone.
     Raises UserError if there is no such file, or if it is damaged or holds code.
     """
     path = find_checkpoint(path)
     if path.is_dir():
-        path = path / "best.pt"
+        path = next((path / name for name in ("best.pt", *HUB_FILES) if (path / name).is_file()), path / "best.pt")
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist; train one with train.py, or check --model_path")
+    contents = read_safetensors(path) if path.suffix == ".safetensors" else read_pt(path, lazily=lazily)
+    if path.name in HUB_FILES and (path.parent / "config.json").is_file():
+        contents = {"weights": contents, **read_hub_configs(path.parent)}
+    return contents
+
+
+def read_pt(path: Path, *, lazily: bool) -> Any:
+    """What a .pt file holds. Raises UserError if it is damaged or holds code."""
     try:
         with torch.serialization.safe_globals(HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=lazily and zipfile.is_zipfile(path))
@@ -71,3 +84,27 @@ def read_checkpoint(path: str | Path, *, lazily: bool = False) -> Any:
     except (RuntimeError, OSError, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"{path} is not a complete checkpoint ({reason}); copy it again") from None
+
+
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a .safetensors file. Raises UserError if it is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is not a complete .safetensors file ({error}); copy it again") from None
+
+
+def read_hub_configs(folder: Path) -> dict[str, dict]:
+    """The contents of the JSON files of HUB_CONFIGS that are in a folder. Raises UserError if one is damaged."""
+    configs = {}
+    for file in (folder / name for name in HUB_CONFIGS if (folder / name).is_file()):
+        try:
+            configs[file.name] = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file} is not complete JSON ({error}); copy it again, or remove it") from None
+        if not isinstance(configs[file.name], dict):
+            raise UserError(f"{file} is not a model's config; copy it again, or remove it")
+    return configs

@@ -82,6 +82,8 @@ class Setting:
         wrong = UserError(f"{self.flag} {value!r}: give {KINDS[self.kind]}")
         if self.is_path and isinstance(value, str | os.PathLike):
             return os.path.expanduser(os.fspath(value))
+        if self.kind is str and not self.is_path and type(value) is int:
+            value = str(value)  # a name of digits, in YAML
         if self.kind in (bool, str) or isinstance(value, bool):
             if type(value) is not self.kind:
                 raise wrong

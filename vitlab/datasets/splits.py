@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from vitlab.catalog import describe
+from vitlab.catalog import channel_statistics, describe
 from vitlab.cli import UserError
 from vitlab.config import TrainConfig
 from vitlab.datasets.batches import Batches, FileBatches, TensorBatches
@@ -156,11 +156,6 @@ def stratified_subset(labels: torch.Tensor, n: int | None, flag: str, dataset: s
 # ------------------------------------------------------------------------------------- mean and std
 
 
-def channel_statistics(values: Sequence[float], in_chans: int) -> tuple[float, ...]:
-    """Mean or std, one value per channel, for a model with in_chans: those of the data set, or their average."""
-    return tuple(values) if len(values) == in_chans else in_chans * (sum(values) / len(values),)
-
-
 def measure(source: Source, config: TrainConfig, most: int = 2000) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and std, one value per channel, of at most `most` of the images, in 0..1."""
     some = source.take(torch.arange(0, len(source.labels), math.ceil(len(source.labels) / most)))
@@ -207,14 +202,16 @@ def load_data(
 ) -> Splits:
     """The data set of a config as batches on a device (default: that of the config).
 
-    mean and std replace the data set's own. Where none are published, they are measured on the training images.
+    mean and std (default: the config's) replace the data set's own. Where none are published, they are measured on the
+    training images.
     Raises UserError if the data set cannot be read, or has fewer images than the config asks for.
     """
     if config.dataset is None:
         raise UserError("dataset None is for batches of your own: hand them to fit() in a Splits")
     info = describe(config.dataset, config.data_path)
     device = device or find_device(config.device)
-    to_measure = not info.mean and mean is None
+    mean, std = mean or config.mean, std or config.std
+    to_measure = not (info.mean or (mean and std))
     folder = find_index(config.dataset, config.data_path)
     sources = read_sources(config, {*splits, "train"} if to_measure else splits, folder)
     if mean is None or std is None:

@@ -17,6 +17,7 @@ from vitlab.config import flag
 from vitlab.datasets.augment import make_mix
 from vitlab.datasets.splits import Splits
 from vitlab.hardware import autocast
+from vitlab.training.freezing import train_mode
 from vitlab.training.optimizers import accumulation, loss_weight, optimizer_step, set_learning_rate
 from vitlab.training.state import Run, generator_states, set_generator_states
 from vitlab.training.stopping import Stopped
@@ -36,7 +37,7 @@ def train_one_epoch(run: Run, sets: Splits, stop: Callable[[], int]) -> tuple[fl
     config, progress, device = run.config, run.progress, run.device
     steps, mix, meter = len(sets.train), make_mix(config), Meter(run)
     title = f"epoch {progress.epoch + 1}/{config.epochs}"
-    run.model.train()
+    train_mode(run.model)
 
     with tqdm(total=steps, initial=progress.step, desc=title, leave=False, disable=None, unit="batch") as bar:
         before = int(bool(mix) and processes.count() > 1)  # the image that the first one of the share is mixed with
@@ -87,7 +88,7 @@ def check_weights(run: Run, images: torch.Tensor, targets: torch.Tensor) -> None
     run.model.eval()
     with autocast(run.device, run.amp):
         loss = F.cross_entropy(run.model(images).float(), targets)
-    run.model.train()
+    train_mode(run.model)
     check_loss(run, processes.total(loss).item(), f"after step {run.progress.step}")
 
 
@@ -204,7 +205,7 @@ def gradients_exchanged(forward: Callable, is_last: bool) -> contextlib.Abstract
 def measure_batch_norm(run: Run, sets: Splits, batches: int = 20) -> None:
     """Give averaged weights batch-norm statistics of their own, of so many batches of the epoch (Izmailov et al.,
     arXiv:1803.05407, section 3.3). Until then they have those of the raw weights, on mixed images if the run mixes."""
-    if run.average:
+    if run.average and not run.config.freeze:  # a frozen stem keeps its own
         states = generator_states(run.device)  # dropout must not draw from what training draws from
         if hasattr(sets.train, "set_epoch"):
             sets.train.set_epoch(run.progress.epoch)

@@ -40,6 +40,7 @@ from vitlab.training import tracking
 from vitlab.training.epoch import check_loss, measure_batch_norm, train_one_epoch
 from vitlab.training.fine_tuning import load_weights
 from vitlab.training.finish import finish, finished_report
+from vitlab.training.freezing import check_freezing, describe_frozen, freeze_parameters
 from vitlab.training.optimizers import MovingAverage, make_optimizers, warmup_cosine
 from vitlab.training.run_folder import (
     COLUMNS,
@@ -63,6 +64,7 @@ def check_can_train(config: TrainConfig) -> None:
     """
     check_processes(config, find_device(config.device))
     pick_amp(find_device(config.device), config.amp)
+    check_freezing(config)
     tracking.check_backend(config.log_backend)
     resumed = find_resume(config, describe(config.dataset, config.data_path).classes, lazily=True)
     if resumed:
@@ -210,6 +212,7 @@ def begin(
     if optimizers and any(parameter.device.type != device.type for parameter in model.parameters()):
         raise UserError(f"the model is not on {device}; move it there before its optimisers are made")
     to_device(model, device, sharded=config.fsdp)
+    freeze_parameters(model, config)
     optimizers = optimizers or make_optimizers(model, config)
     check_last_batch(model, sets, config)
     if config.early_stopping and not sets.val:
@@ -308,6 +311,8 @@ def announce(run: Run, sets: Splits, config_before: dict | None) -> None:
         f"{describe_precision(run.device, run.amp)}, seed {config.seed}"
         + (f", {processes.count()} processes" if processes.count() > 1 else "")
     )
+    if config.freeze:
+        print(describe_frozen(model, config))
     print(sets.summary())
     if isinstance(model, VisionTransformer):
         side = model.grid_size

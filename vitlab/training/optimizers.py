@@ -9,6 +9,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from vitlab.cli import UserError
 from vitlab.config import TrainConfig
+from vitlab.training.freezing import freeze_parameters, layer_scales
 from vitlab.training.muon import Muon
 
 
@@ -34,35 +35,36 @@ def warmup_cosine(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], 
 
 
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """The optimisers of a model: [AdamW], [SGD], or [AdamW, Muon].
+    """The optimisers of a model: [AdamW], [SGD], or [AdamW, Muon]. First it freezes what config.freeze names.
 
     Muon takes the blocks' matrices and all convolutions but the first, which reads the pixels; AdamW takes the rest.
     Norms, biases, tokens and positions have no weight decay. The group key "lr_scale" multiplies the schedule's
-    learning rate. Raises UserError if Muon finds nothing to optimise.
+    learning rate, by config.layer_decay (freezing.layer_scales). Raises UserError if Muon finds nothing to optimise.
     """
-    decayed, undecayed, matrices = [], [], []
+    freeze_parameters(model, config)
+    scales = layer_scales(model, config.layer_decay)
+    decayed, undecayed, matrices = {}, {}, {}  # lr_scale -> parameters
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         if parameter.ndim < 2 or name in ("cls_token", "pos_embed"):
-            undecayed.append(parameter)
-        elif config.optimizer == "muon" and is_for_muon(name, parameter):
-            matrices.append(parameter)
+            kind = undecayed
         else:
-            decayed.append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay, "lr_scale": 1.0},
-        {"params": undecayed, "weight_decay": 0.0, "lr_scale": 1.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+            kind = matrices if config.optimizer == "muon" and is_for_muon(name, parameter) else decayed
+        kind.setdefault(scales[name], []).append(parameter)
+
+    def groups(kind: dict[float, list], factor: float = 1.0, **options) -> list[dict]:
+        return [{"params": kind[scale], "lr_scale": factor * scale, **options} for scale in sorted(kind, reverse=True)]
+
+    rest = groups(decayed, weight_decay=config.weight_decay) + groups(undecayed, weight_decay=0.0)
     if config.optimizer == "sgd":
-        return [torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9, nesterov=True, fused=True)]
-    optimizers = [torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)]
+        return [torch.optim.SGD(rest, lr=config.learning_rate, momentum=0.9, nesterov=True, fused=True)]
+    optimizers = [torch.optim.AdamW(rest, lr=config.learning_rate, fused=True)]
     if config.optimizer == "muon":
         if not matrices:
-            raise UserError("--optimizer muon: the model has no blocks and no second convolution; choose adamw")
-        group = {"params": matrices, "lr_scale": config.muon_lr / config.learning_rate}
-        optimizers.append(Muon([group], lr=config.muon_lr, weight_decay=config.weight_decay))
+            raise UserError("--optimizer muon: no block and no second convolution is trained; choose adamw")
+        own = groups(matrices, factor=config.muon_lr / config.learning_rate)
+        optimizers.append(Muon(own, lr=config.muon_lr, weight_decay=config.weight_decay))
     return optimizers
 
 

@@ -44,6 +44,10 @@ FIXED = (
     "num_train_images",
     "optimizer",
     "grad_accum_steps",
+    "mean",
+    "std",
+    "freeze",
+    "layer_decay",
 )
 
 # Settings that may change then without a line that says so
