@@ -5,9 +5,9 @@
     python test.py --image_path FILE-OR-FOLDER                         # your own images
     python test.py --model_path model/vit-plain-cpu-32-cifar10         # of another run, or any .pt file
 
-Architecture, classes and normalisation come from the checkpoint. Foreign files (a plain state dict
-of the teaching layout, or of timm's VisionTransformer) may need --pool, --n_attention_heads, --mean and
---std, and --dataset or --classes. Writes output/NAME/test/.
+Architecture, classes and normalisation come from the checkpoint. Foreign files (of timm, torchvision,
+transformers, ...) may need --pool, --n_attention_heads, --mean and --std, and --dataset or --classes.
+Writes output/NAME/test/.
 """
 
 import argparse

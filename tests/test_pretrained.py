@@ -343,8 +343,12 @@ def test_a_whole_fine_tuning_at_224_pixels(tmp_path):
 
     done = run("test.py", "--model_path", "model/tuned", "--data_path", "data", cwd=tmp_path)
     assert done.returncode == 0 and "12 images" in done.stdout, done.stderr
-    done = run("visualize.py", "maps", "--model_path", "model/tuned", "--data_path", "data", cwd=tmp_path)
-    assert done.returncode == 0 and "14 x 14" in done.stdout, done.stderr + done.stdout
+    look = ["--model_path", "model/tuned", "--data_path", "data", "--index", 3, "--layers", 11]
+    done = run("visualize.py", "maps", *look, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.glob("output/tuned/visualize/*maps*.png"))
+    attention = tuned.model(torch.zeros(1, 3, 224, 224), return_attention=True)[1]
+    assert attention.shape == (1, 12, 3, 1 + 14 * 14, 1 + 14 * 14)
     done = run("export.py", "model/tuned", "small.pt", cwd=tmp_path)
     assert done.returncode == 0 and load_checkpoint(tmp_path / "small.pt").model.grid_size == 14, done.stderr
 

@@ -40,7 +40,7 @@ class DataSettings:
     mean: tuple[float, ...] = setting(
         (), "of each channel, for images in 0..1 (default: of --init_from, else of the set)", low=0, high=1
     )
-    std: tuple[float, ...] = setting((), "standard deviation of each channel, likewise", above=0, high=1)
+    std: tuple[float, ...] = setting((), "standard deviation, likewise (default: as of mean)", above=0, high=1)
     augment: str | None = setting(
         None,
         "randaugment and trivialaugment come after crop-flip (default: the set's)",
