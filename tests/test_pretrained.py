@@ -15,6 +15,7 @@ from model import VisionTransformer
 from vitlab.checkpoint import load_checkpoint
 from vitlab.cli import UserError
 from vitlab.config import TrainConfig
+from vitlab.datasets.splits import load_data
 from vitlab.models import foreign_weights
 from vitlab.models.registry import build_model
 from vitlab.models.resampling import adapt_channels, resize_patches, resize_positions
@@ -164,6 +165,12 @@ def test_a_mean_without_cls_is_a_learned_mean_with_a_query_of_zeros(tmp_path, si
     assert not model.seq_pool.weight.any() and torch.equal(model.pos_embed, theirs.pos_embed)
 
 
+def test_a_plain_state_dict_of_our_own_model(tmp_path):
+    ours = scramble(VisionTransformer(img_size=32, embed_dim=48, depth=2, num_heads=3, pool="seq", head="mlp"))
+    save_file(ours.state_dict(), tmp_path / "ours.safetensors")
+    assert_same_logits(load_checkpoint(tmp_path / "ours.safetensors", num_heads=3), ours)
+
+
 @pytest.mark.parametrize("layout", ["timm", "transformers"])
 def test_the_distillation_token_of_deit_is_dropped_and_said(tmp_path, layout):
     deit = pytest.importorskip("timm.models.deit")
@@ -238,13 +245,18 @@ def test_damaged_files_end_in_one_line(tmp_path):
     lacking = timms().state_dict()
     del lacking["blocks.1.mlp.fc2.bias"]
     torch.save(lacking, tmp_path / "lacking.pt")
+    (tmp_path / "sharded").mkdir()
+    (tmp_path / "sharded" / "model.safetensors.index.json").write_text("{}")
     for file, words in (
         ("cut.safetensors", "not a complete .safetensors file"),
         ("hub", "config.json is not complete JSON"),
         ("lacking.pt", "lacks 'blocks.1.mlp.fc2.bias'"),
+        ("sharded", "is saved in several files"),
     ):
-        done = run("train.py", "--dataset", "digits", "--init_from", file, "--num_heads", 3, cwd=tmp_path)
-        assert_refused(done, words)
+        with pytest.raises(UserError, match=words):
+            take_architecture(tmp_path / file, dict(num_heads=3))
+    done = run("train.py", "--dataset", "digits", "--init_from", "cut.safetensors", cwd=tmp_path)
+    assert_refused(done, "cut.safetensors is not a complete .safetensors file")
     assert not (tmp_path / "model").exists() and not (tmp_path / "output").exists()
 
 
@@ -293,7 +305,7 @@ def test_fine_tuning_with_other_patches_and_channels(tmp_path):
 # --------------------------------------------------------------------------- a whole fine-tuning
 
 
-def test_the_normalisation_of_the_source_is_used_and_stored(tmp_path):
+def test_the_normalisation_of_the_source_is_used_and_stored(tmp_path, capsys):
     theirs = timms(num_classes=10, img_size=16, patch_size=8)
     config = dict(architecture="vit_x", global_pool="token", pretrained_cfg=dict(IMAGENET))
     write_hub(tmp_path / "hub", theirs.state_dict(), config)
@@ -303,14 +315,16 @@ def test_the_normalisation_of_the_source_is_used_and_stored(tmp_path):
     tuned = load_checkpoint(tmp_path / "model/vit-layer2-16-digits")
     assert tuned.mean == IMAGENET["mean"] and tuned.std == IMAGENET["std"]
     assert tuned.config.pool == "cls" and "does not say" not in done.stdout
-    done = run("train.py", *flags, "--n_channels", 1, "--overwrite", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    tuned = load_checkpoint(tmp_path / "model/vit-layer2-16-digits")
-    assert tuned.mean == pytest.approx((0.449,)) and tuned.std == pytest.approx((0.226,))  # their averages
-    done = run("train.py", *flags, "--mean", *[0.1] * 3, "--std", *[0.2] * 3, "--overwrite", cwd=tmp_path)
-    assert done.returncode == 0 and "--mean (0.1, 0.1, 0.1) wins over (0.485" in done.stdout
-    assert load_checkpoint(tmp_path / "model/vit-layer2-16-digits").mean == (0.1,) * 3
-    assert_refused(run("train.py", *flags, "--n_channels", 1, "--mean", 0.1, 0.2, cwd=tmp_path), "--mean and --std")
+
+    given = dict(dataset="digits", num_heads=3)
+    for more, mean in ((dict(in_chans=1), (0.449,)), (dict(mean=(0.1,) * 3, std=(0.2,) * 3), (0.1,) * 3)):
+        config = TrainConfig.create(take_architecture(tmp_path / "hub", {**given, **more}), given, more)
+        sets = load_data(config, ("train",))
+        assert sets.mean == pytest.approx(mean)  # for one channel the average
+    assert "--mean (0.1, 0.1, 0.1) wins over (0.485, 0.456, 0.406)" in capsys.readouterr().out
+    for wrong in (dict(mean=(0.1, 0.2), std=(0.1, 0.2)), dict(mean=(0.1,))):
+        with pytest.raises(UserError, match="--mean and --std: give both, with 1 values each"):
+            TrainConfig.create(given, wrong)
 
 
 @pytest.mark.slow

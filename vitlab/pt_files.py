@@ -60,6 +60,10 @@ def read_checkpoint(path: str | Path, *, lazily: bool = False) -> Any:
     path = find_checkpoint(path)
     if path.is_dir():
         path = next((path / name for name in ("best.pt", *HUB_FILES) if (path / name).is_file()), path / "best.pt")
+    if not path.is_file() and any(path.parent.glob("*.index.json")):
+        raise UserError(
+            f"{path.parent} is saved in several files; save it in one: save_pretrained(max_shard_size='99GB')"
+        )
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist; train one with train.py, or check --model_path")
     contents = read_safetensors(path) if path.suffix == ".safetensors" else read_pt(path, lazily=lazily)
