@@ -51,6 +51,8 @@ def joined() -> Iterator[None]:
         return
     try:
         store, number, size = next(dist.rendezvous("env://", timeout=TIME_LIMIT))
+        if os.environ.get("GROUP_WORLD_SIZE") == "1":  # one machine: after a restart the addresses of before are stale
+            store = dist.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
         dist.init_process_group(store=store, rank=number, world_size=size, timeout=TIME_LIMIT)
     except (ValueError, RuntimeError) as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
