@@ -10,6 +10,7 @@ FLOORS = [
     ["model"],
     ["vitlab.cli"],
     ["vitlab.files", "vitlab.layout"],
+    ["vitlab.hub"],
     ["vitlab.settings", "vitlab.catalog", "vitlab.processes"],
     ["vitlab.config"],
     ["vitlab.hardware", "vitlab.models", "vitlab.pt_files", "vitlab.checkpoint_flags"],

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vitlab.hub import open_hub
 from vitlab.layout import data_folder, find_layout
 
 DEFAULT_MODEL = "model/vit-conv-cpu-32-cifar10"  # of test.py and visualize.py; comes with the repository
@@ -187,8 +188,18 @@ DATASETS = {
         augment="crop-flip",
         defaults=dict(patch_size=8),
     ),
+    "hf": DatasetInfo(  # the same for a set of the Hugging Face hub
+        classes=(),
+        img_size=64,
+        in_chans=3,
+        mean=(),
+        std=(),
+        augment="crop-flip",
+        defaults=dict(patch_size=8),
+    ),
 }
-NOT_DOWNLOADED = ("digits", "folder")  # by download.py
+AT_DATA_PATH = ("folder", "hf")  # the sets that --data_path names; the others lie in the folder --data_path
+NOT_DOWNLOADED = ("digits", *AT_DATA_PATH)  # by download.py
 UNNAMED = DatasetInfo(  # batches of one's own, from Python
     classes=(),
     img_size=None,
@@ -224,10 +235,13 @@ MODEL_DEFAULTS = {"simple_cnn": {"drop_rate": 0.3}, "mlp": {"drop_rate": 0.0}}  
 
 
 def describe(dataset: str | None, data_path: str | Path) -> DatasetInfo:
-    """The facts about a data set. The classes of "folder" and "tiny_imagenet" are the folders in `data_path`.
+    """The facts about a data set. The classes of "folder" and "tiny_imagenet" are the folders in `data_path`, those of
+    "hf" are read from the set that `data_path` names.
 
-    Raises UserError as find_layout does."""
+    Raises UserError as find_layout and open_hub do."""
     info = DATASETS[dataset] if dataset else UNNAMED
+    if dataset == "hf":
+        return dataclasses.replace(info, classes=open_hub(str(data_path)).classes)
     if dataset and not info.classes:
         return dataclasses.replace(info, classes=find_layout(data_folder(dataset, data_path)).classes)
     return info

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from vitlab.catalog import ARGUMENTS, DATASETS, channel_statistics, describe
+from vitlab.catalog import ARGUMENTS, AT_DATA_PATH, DATASETS, channel_statistics, describe
 from vitlab.cli import UserError
 from vitlab.config import SETTINGS, TrainConfig, flag, read_settings
 from vitlab.datasets.images import open_image, to_batch
@@ -123,10 +123,10 @@ class Checkpoint:
         """
         if self.config.dataset is None:
             raise UserError(f"{self.path} does not say what it was trained on; add --dataset cifar10")
-        if self.config.dataset == "folder" and settings.get("data_path") == TrainConfig.data_path:
+        if self.config.dataset in AT_DATA_PATH and settings.get("data_path") == TrainConfig.data_path:
             settings["data_path"] = self.config.data_path
         config = dataclasses.replace(self.config, **read_settings(settings))
-        data = f"--data_path {config.data_path}" if config.dataset == "folder" else f"--dataset {config.dataset}"
+        data = f"--data_path {config.data_path}" if config.dataset in AT_DATA_PATH else f"--dataset {config.dataset}"
         check_classes(data, describe(config.dataset, config.data_path).classes, self.path, self.classes)
         return config
 
@@ -247,7 +247,7 @@ def _from_foreign(path: Path, contents: dict, about: dict, data_path: str | Path
     classes = _name_classes(path, dataset, data_path, named, arguments["num_classes"])
     if named:
         state = foreign_weights.reorder_outputs(state, [named.index(name) for name in classes])
-    elif dataset == "folder":
+    elif dataset in AT_DATA_PATH:
         notes.append(
             f"the file does not name its classes: taken to be {', '.join(classes[:5])}, ...; --classes sets them"
         )

@@ -25,8 +25,8 @@ GROUPS = ("data", "model", "recipe", "run")
 class DataSettings:
     """Which images are used, and what is done to them."""
 
-    dataset: str | None = setting("cifar10", "cifar10, cifar100, digits (bundled: no download) or folder")
-    data_path: str = setting("./data", "where data sets lie, or are downloaded to; of folder: the images", is_path=True)
+    dataset: str | None = setting("cifar10", "digits (bundled), cifar10, mnist, ... (docs/training.md), folder or hf")
+    data_path: str = setting("./data", "where data sets lie, or go to; of folder and hf: the set itself", is_path=True)
     batch_size: int = setting(128, "images in a batch", low=1, high=1_000_000)
     num_workers: int = setting(2, "processes that decode image folders (other sets need none)", low=0, high=1024)
     cache_gb: float = setting(4.0, "GB of a folder's pixels to keep in memory: whole splits, training first", low=0)

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from vitlab.cli import UserError
 from vitlab.hardware import constant
+from vitlab.hub import HubImage
 from vitlab.layout import is_hidden
 
 # ------------------------------------------------------------------------------------------- files
@@ -95,16 +96,16 @@ def open_images(path: str | Path, errors: list[str]) -> Iterator[tuple[Path, Ima
         yield file, image
 
 
-def open_image(path: str | Path) -> Image.Image:
+def open_image(path: str | Path | HubImage) -> Image.Image:
     """Read an image file as an upright RGB image: EXIF rotation applied, first frame, then to_rgb.
 
     Raises UserError, naming the file, if it is missing, damaged, too large or not an image.
     """
-    path = Path(path)
+    path = path if isinstance(path, HubImage) else Path(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(path.open() if isinstance(path, HubImage) else path) as image:
                 image.seek(0)
                 ImageOps.exif_transpose(image, in_place=True)
                 return to_rgb(image)
@@ -115,7 +116,7 @@ def open_image(path: str | Path) -> Image.Image:
     except IsADirectoryError:
         raise UserError(f"{path} is a folder, not an image") from None
     except Exception as error:  # decoders raise whatever they like
-        is_empty = isinstance(error, UnidentifiedImageError) and not path.stat().st_size
+        is_empty = isinstance(error, UnidentifiedImageError) and isinstance(path, Path) and not path.stat().st_size
         reason = "the file is empty" if is_empty else " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path} cannot be read as an image ({reason}); give a complete PNG, JPEG, ...") from None
 

@@ -5,8 +5,8 @@
         ...
 
 The named sets are downloaded to config.data_path if they are missing, `python download.py cifar10` does only that;
-"digits" comes with scikit-learn, "folder" is your own images. Some are read as one array (read_split), the others are
-files (find_index).
+"digits" comes with scikit-learn, "folder" is your own images, and "hf" any set of the Hugging Face hub. Some are read
+as one array (read_split), the others are files (find_index).
 
 A data set that fits lives as one uint8 tensor on the device. Cropping, flipping, resizing and normalising happen
 there, a batch at a time.
@@ -33,6 +33,7 @@ from vitlab.datasets.folders import (
     FileIndex,
     FolderIndex,
     count_workers,
+    cut_test,
     decode,
     find_copies,
     shorten,
@@ -41,6 +42,7 @@ from vitlab.datasets.folders import (
 from vitlab.datasets.images import as_channels, from_pixels, open_image
 from vitlab.datasets.torchvision_sets import READERS, file_index, read_arrays
 from vitlab.hardware import find_device
+from vitlab.hub import open_hub
 from vitlab.layout import FOLDERS, data_folder
 
 # ---------------------------------------------------------------------------- the images of a split
@@ -69,6 +71,12 @@ def find_index(dataset: str, data_path: str | Path) -> FileIndex | None:
     """The files of a set that consists of them; None if it is read as one array (read_split).
 
     Raises UserError as the readers do."""
+    if dataset == "hf":
+        hub = open_hub(str(data_path))
+        splits = {"val": None, **hub.read_splits()}
+        if "test" not in splits:
+            splits["train"], splits["test"] = cut_test(splits["train"])
+        return FileIndex(hub.classes, splits, hub.notes)
     if dataset == "folder" or dataset in FOLDERS:
         index, classes = FolderIndex(data_folder(dataset, data_path)), describe(dataset, data_path).classes
         if index.classes != classes:

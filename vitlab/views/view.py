@@ -12,6 +12,7 @@ from PIL import Image
 
 from model import VisionTransformer
 from vitlab.attention.maps import Look, describe_pool, look
+from vitlab.catalog import AT_DATA_PATH
 from vitlab.checkpoint import Checkpoint
 from vitlab.cli import UserError, whole_number
 from vitlab.datasets import images
@@ -174,8 +175,8 @@ class View:
             index = DEFAULT_INDEX if self.args.index is None else self.args.index
             config = self.checkpoint.data_config(**self.run_settings)
             image, label = test_image(config, index)
-            folder = config.dataset == "folder"
-            dataset = Path(config.data_path).resolve().name if folder else config.dataset.removesuffix("10")
+            at_path = config.dataset in AT_DATA_PATH
+            dataset = Path(config.data_path).resolve().name if at_path else config.dataset.removesuffix("10")
             yield self._subject(
                 f"{dataset}-index-{index}", image, side=self.model.img_size, label=self.checkpoint.classes[label]
             )
