@@ -296,7 +296,7 @@ class VisionTransformer(nn.Module):
         x = self.patch_embed(images)  # B x P x D
         hidden = {"patch_embed": x}
         if self.has_cls:
-            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)  # B x N x D
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)  # B x N x D
         x = x + self.pos_embed
 
         maps = []

@@ -16,7 +16,8 @@ FLOORS = [
     ["vitlab.hardware", "vitlab.models", "vitlab.pt_files", "vitlab.checkpoint_flags"],
     ["vitlab.datasets", "vitlab.pictures", "vitlab.evaluation", "vitlab.attention"],
     ["vitlab.checkpoint"],
-    ["vitlab.training", "vitlab.views"],
+    ["vitlab.training", "vitlab.export"],
+    ["vitlab.views"],
     ["vitlab.study", "vitlab.speed"],
     ["train", "test", "visualize", "compare", "benchmark", "results", "export", "download", "demos"],
 ]

@@ -25,7 +25,7 @@ from vitlab.datasets.images import open_image, to_batch
 from vitlab.hardware import float32_as, send
 from vitlab.models import foreign_weights
 from vitlab.models.registry import MODELS
-from vitlab.pt_files import find_checkpoint, read_checkpoint, write_checkpoint
+from vitlab.pt_files import find_checkpoint, read_checkpoint, write_checkpoint, write_safetensors
 
 FORMAT = "vit-small-images"  # the key by which our files are known
 VERSION = 1
@@ -67,7 +67,8 @@ def save_checkpoint(
 
 
 def publish(source: str | Path, target: str | Path, *, half: bool = False) -> None:
-    """Copy one of our checkpoints without what only --resume needs; `half`: with half-precision weights.
+    """Copy one of our checkpoints without what only --resume needs, as .pt or, by its suffix, as .safetensors; `half`:
+    with half-precision weights.
 
     Raises UserError if `source` is not one of our checkpoints or `target` cannot be written.
     """
@@ -79,7 +80,8 @@ def publish(source: str | Path, target: str | Path, *, half: bool = False) -> No
     contents.pop("training", None)
     if half:
         contents["model"] = {k: v.half() if v.is_floating_point() else v for k, v in contents["model"].items()}
-    write_checkpoint(target, contents)
+    write = write_safetensors if Path(target).suffix == ".safetensors" else write_checkpoint
+    write(target, contents)
 
 
 def is_ours(contents: object) -> bool:

@@ -15,6 +15,7 @@ import torch
 
 from vitlab.cli import UserError
 from vitlab.files import replacing
+from vitlab.safetensors_files import read_safetensors
 
 ROOT = Path(__file__).resolve().parent.parent  # of the repository
 
@@ -27,6 +28,7 @@ HARMLESS = [  # what training scripts keep beside the weights, and torch does no
     *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     *((_ARRAY, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
 ]
+FACTS = "vit-small-images"  # where our .safetensors files keep what is no tensor, in their metadata
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # of a model's folder as transformers and timm save it
 HUB_CONFIGS = ("config.json", "preprocessor_config.json")  # what lies beside them
 
@@ -90,15 +92,33 @@ def read_pt(path: Path, *, lazily: bool) -> Any:
         raise UserError(f"{path} is not a complete checkpoint ({reason}); copy it again") from None
 
 
-def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a .safetensors file. Raises UserError if it is damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def read_safetensors(path: Path) -> dict:
+    """What a .safetensors file holds: of one of ours the contents of the .pt file that it was made of, otherwise its
+    tensors by name. Raises UserError if it is damaged."""
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            facts = (file.metadata() or {}).get(FACTS)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is not a complete .safetensors file ({error}); copy it again") from None
+    if facts is None:
+        return tensors
+    contents = json.loads(facts)
+    lists = {name: tuple(value) for name, value in contents["config"].items() if isinstance(value, list)}
+    return {**contents, "config": {**contents["config"], **lists}, "model": tensors}
+
+
+def write_safetensors(path: str | Path, contents: dict) -> None:
+    """Write a checkpoint of ours: `contents` as in a .pt file, its "model" a state dict, the rest plain values, which
+    go to the metadata as JSON. Raises UserError if the file cannot be written."""
+    from safetensors.torch import save_file
+
+    plain = {name: value for name, value in contents.items() if name != "model"}
+    tensors = {name: value.contiguous() for name, value in contents["model"].items()}
+    with replacing(path) as part:
+        save_file(tensors, part, metadata={FACTS: json.dumps(plain)})
 
 
 def read_hub_configs(folder: Path) -> dict[str, dict]:

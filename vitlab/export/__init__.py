@@ -1,0 +1,1 @@
+"""A model for programs that know nothing of this repository."""
