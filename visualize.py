@@ -12,6 +12,7 @@
     python visualize.py filters                      # what the patch embedding looks for
     python visualize.py training                     # the run's curves, animated
     python visualize.py faithfulness                 # which of the maps deserve belief
+    python visualize.py explorer                     # one HTML page in which all of this can be touched
 
 --layers and --heads count from 0, as the code does, captions from 1: --layers 0 draws "layer 1 of 12".
 Architecture, classes and normalisation come from the checkpoint. A GIF of `gif` goes to attention_map_gif/,
@@ -42,6 +43,9 @@ MODEL_COMMANDS = {  # name -> help; vitlab/views/model_views.py draws them
     "training": "The run's curves, animated",
     "faithfulness": "Which of the maps deserve belief",
 }
+PAGE_COMMANDS = {  # name -> help; vitlab/views/explorer makes it
+    "explorer": "One HTML page with the model inside; it needs no server and no network",
+}
 DEFAULT_LAYERS = {
     **dict.fromkeys(("gif", "maps", "cls"), "all"),
     **dict.fromkeys(("rollout", "hidden"), "first, middle and last"),
@@ -66,10 +70,14 @@ def add_command(commands: argparse._SubParsersAction, name: str, help_text: str)
     command.add_argument("--output_path", help="a folder, or the file to write")
     add_flags(command, RUN_SETTINGS)
     add_checkpoint_flags(command)
+    if name == "explorer":
+        number = whole_number("--images", low=1, high=1000)
+        command.add_argument("--images", type=number, dest="num_images", help="test images (default: 10)")
+    if name in (*IMAGE_COMMANDS, "explorer"):
+        command.add_argument("--image_path", metavar="PATH", help="an image, or a folder of images, instead")
     if name in IMAGE_COMMANDS:
         index = whole_number("--index")
         command.add_argument("--index", type=index, help="which test image, from 0 (default: 21)")
-        command.add_argument("--image_path", metavar="PATH", help="an image, or a folder of images, instead")
         layer, default = whole_number("--layers"), f"counted from 0 (default: {DEFAULT_LAYERS[name]})"
         command.add_argument("--layers", type=layer, nargs="+", metavar="I", help=default)
     if name in DEFAULT_HEADS:
@@ -96,7 +104,7 @@ def parse_args() -> tuple[argparse.Namespace, dict, dict]:
     is."""
     parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, help_text in {**IMAGE_COMMANDS, **MODEL_COMMANDS}.items():
+    for name, help_text in {**IMAGE_COMMANDS, **MODEL_COMMANDS, **PAGE_COMMANDS}.items():
         add_command(commands, name, help_text)
     args = parser.parse_args()
     if getattr(args, "index", None) is not None and args.image_path:
@@ -114,7 +122,9 @@ def main() -> int:
     from vitlab.hardware import float32_as, use_threads
     from vitlab.views.view import View
 
-    if args.command in IMAGE_COMMANDS:
+    if args.command == "explorer":
+        from vitlab.views.explorer.page import draw_explorer
+    elif args.command in IMAGE_COMMANDS:
         from vitlab.views.image_views import IMAGE_VIEWS
     else:
         from vitlab.views.model_views import MODEL_VIEWS
@@ -125,14 +135,14 @@ def main() -> int:
         print(note)
     view = View(checkpoint, args, run_settings)
     with float32_as("ieee"):
-        if args.command in MODEL_COMMANDS:
-            for path in MODEL_VIEWS[args.command](view):
-                print(path)
-            return 0
-        for subject in view.subjects():
-            print(f"{subject.name}: {subject.verdict}")
-            for path in IMAGE_VIEWS[args.command](view, subject):
-                print(path)
+        if args.command == "explorer":
+            print(*draw_explorer(view), sep="\n")
+        elif args.command in MODEL_COMMANDS:
+            print(*MODEL_VIEWS[args.command](view), sep="\n")
+        else:
+            for subject in view.subjects():
+                print(f"{subject.name}: {subject.verdict}")
+                print(*IMAGE_VIEWS[args.command](view, subject), sep="\n")
     for line in view.unreadable:
         print(f"visualize.py: {line}", file=sys.stderr)
     return 1 if view.unreadable else 0

@@ -15,7 +15,6 @@ import torch
 
 from vitlab.cli import UserError
 from vitlab.files import replacing
-from vitlab.safetensors_files import read_safetensors
 
 ROOT = Path(__file__).resolve().parent.parent  # of the repository
 

@@ -110,6 +110,24 @@ def times_mean(maps: torch.Tensor) -> torch.Tensor:
     return maps / means.where(means > 0, 1)
 
 
+def attention_distance(attention: torch.Tensor) -> torch.Tensor:
+    """How far a patch looks, in patches: the mean distance to the other patches, weighted by the attention
+    ... x N x N that it pays them, of all patches: ... (Dosovitskiy et al., appendix D.7). CLS is left out."""
+    side = math.isqrt(attention.shape[-1])
+    place = torch.arange(side**2, device=attention.device)
+    y, x = (place // side).to(attention.dtype), (place % side).to(attention.dtype)
+    distance = ((y[:, None] - y) ** 2 + (x[:, None] - x) ** 2).sqrt()  # P x P
+    patches = attention[..., -(side**2) :, -(side**2) :]
+    return ((patches * distance).sum(-1) / patches.sum(-1).clamp_min(1e-9)).mean(-1)
+
+
+def attention_entropy(attention: torch.Tensor) -> torch.Tensor:
+    """How widely tokens look: the entropy of the rows of attention ... x N x N, as a share of the entropy of equal
+    attention, log N; the mean of all rows: ..., from 0 (one token) to 1 (all the same)."""
+    rows = -(attention * attention.clamp_min(1e-12).log()).sum(-1)
+    return rows.mean(-1) / math.log(attention.shape[-1])
+
+
 def token_attention(attention: torch.Tensor, patch: int) -> torch.Tensor:
     """Where one patch looks: its row of the attention ... x N x N, as ... x N.
 

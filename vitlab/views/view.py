@@ -86,7 +86,7 @@ class View:
         else:
             self._check_command()
         self.output_path = Path(args.output_path) if args.output_path else None
-        names_a_file = self.output_path is not None and self.output_path.suffix in (".gif", ".png")
+        names_a_file = self.output_path is not None and self.output_path.suffix in (".gif", ".png", ".html")
         self.output_file = self.output_path if names_a_file and not self.output_path.is_dir() else None
 
     def _check_command(self) -> None:
