@@ -50,9 +50,8 @@ def test_every_setting_is_in_the_table_with_its_default():
 def test_flags_it_names_exist(page):
     known = set(SPELLINGS)
     known |= set("config mode index image_path no_image no-qkv_bias rounds layers heads target frame_ms file".split())
-    known |= set(
-        "models patch_sizes train_sizes min_steps grid seeds learning_rates reference jobs help half int8 attention images".split()
-    )
+    known |= set("models patch_sizes train_sizes min_steps grid seeds learning_rates reference jobs help half".split())
+    known |= set("int8 attention images".split())
     known |= set(
         "standalone nproc_per_node nnodes max-restarts rdzv_id rdzv_backend rdzv_endpoint".split()
     )  # torchrun's
