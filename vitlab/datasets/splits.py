@@ -222,7 +222,7 @@ def load_data(
     to_measure = not (info.mean or (mean and std))
     folder = find_index(config.dataset, config.data_path)
     sources = read_sources(config, {*splits, "train"} if to_measure else splits, folder)
-    if mean is None or std is None:
+    if not (mean and std):
         own = measure(sources["train"], config) if to_measure else (info.mean, info.std)
         mean, std = (given or channel_statistics(v, config.in_chans) for given, v in zip((mean, std), own))
     batches = {
