@@ -89,10 +89,16 @@ def share_weights(protos: Iterable["onnx.ModelProto"]) -> bytes:  # noqa: F821
     return np.frombuffer(bytes(block), np.uint8).reshape(-1, 4).T.tobytes()
 
 
+def runtime_archive() -> Path:
+    """Where onnxruntime-web is kept on this machine."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "vitlab" / RUNTIME_URL.rsplit("/", 1)[1]
+
+
 def find_runtime() -> dict[str, bytes]:
     """onnxruntime-web: its script "ort" and its WebAssembly "wasm". From npm's registry, checked by hash, kept in the
     user's cache. Raises UserError, with the place to put it, if it is not there and cannot be downloaded."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vitlab" / RUNTIME_URL.rsplit("/", 1)[1]
+    cache = runtime_archive()
     if not cache.is_file():
         try:
             with urllib.request.urlopen(RUNTIME_URL, timeout=60) as response:

@@ -4,6 +4,8 @@ modules, exported to ONNX, run in the page for the reader's own.
 Shapes as in model.py: B = 1 image, N tokens, P patches on a grid of G x G, H heads, L layers (blocks), C classes.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn.functional import cosine_similarity
 
@@ -83,7 +85,7 @@ class Evidence(Program):
         return to_grid((patches * slopes.mean(dim=1, keepdim=True)).sum(-1).clamp_min(0))
 
 
-def measure(checkpoint: Checkpoint, pixels: torch.Tensor, targets: range) -> dict[str, torch.Tensor]:
+def measure(checkpoint: Checkpoint, pixels: torch.Tensor, targets: Sequence[int]) -> dict[str, torch.Tensor]:
     """What Inside and Evidence make of one image, uint8 channels x S x S, by name; of EVIDENCE one map for each class
     in `targets`: T x G x G."""
     with torch.no_grad():

@@ -35,6 +35,24 @@ export async function offerPhoto(file, { say, showOwn }) {
   };
 }
 
+/** The drawing on a black canvas, cut out and centred in a square, as the data set's digits are. */
+function cutOut(pad) {
+  const { data } = pad.getContext("2d").getImageData(0, 0, pad.width, pad.height);
+  let [left, top, right, bottom] = [pad.width, pad.height, 0, 0];
+  for (let i = 0; i < data.length; i += 4) {
+    if (data[i] < 128) continue;
+    const [x, y] = [(i / 4) % pad.width, Math.floor(i / 4 / pad.width)];
+    [left, top, right, bottom] = [Math.min(left, x), Math.min(top, y), Math.max(right, x + 1), Math.max(bottom, y + 1)];
+  }
+  if (right <= left) return pad; // nothing is drawn
+  const side = Math.max(right - left, bottom - top);
+  const square = new OffscreenCanvas(side, side);
+  const context = square.getContext("2d");
+  context.fillRect(0, 0, side, side);
+  context.drawImage(pad, Math.round((side - left - right) / 2), Math.round((side - top - bottom) / 2));
+  return square;
+}
+
 /** Let the reader draw, where the model is of grey images. */
 export function makeDrawing({ showOwn }) {
   const pad = byId("pad");
@@ -67,6 +85,6 @@ export function makeDrawing({ showOwn }) {
   byId("draw-cancel").onclick = () => byId("drawing").close();
   byId("draw-use").onclick = async () => {
     byId("drawing").close();
-    await showOwn("your drawing", await squarePixels(pad));
+    await showOwn("your drawing", await squarePixels(cutOut(pad)));
   };
 }

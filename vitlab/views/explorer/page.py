@@ -17,6 +17,7 @@ from vitlab.attention.maps import describe_pool
 from vitlab.checkpoint import Checkpoint
 from vitlab.datasets.images import open_images, to_pixels
 from vitlab.datasets.splits import load_data, test_image
+from vitlab.export.program import Program
 from vitlab.files import write_text
 from vitlab.pictures.tiles import TIMES_MEAN, TIMES_UNIFORM, Scale
 from vitlab.views.explorer.graphs import find_runtime, make_graphs
@@ -27,7 +28,7 @@ SOURCES = Path(__file__).parent
 MODULES = "data model pixels state draw panels belief tour own app".split()  # those that others import come first
 PACKINGS = {"pixels": "u8", "attention": "rows", "rollout": "rows", "similarity": "cosine"}  # others: float32
 NUM_IMAGES = 10  # test images, if the user does not say how many
-MOST_TARGETS = 20  # with more classes, evidence is computed beforehand for the likeliest of any image alone
+MOST_TARGETS = 20  # with more classes, evidence is computed beforehand for the likeliest alone
 
 
 def pack(values: torch.Tensor, packing: str) -> bytes:
@@ -48,9 +49,12 @@ def pack(values: torch.Tensor, packing: str) -> bytes:
 def pack_images(checkpoint: Checkpoint, images: list[tuple[str, str | None, Image.Image]]) -> tuple[bytes, dict]:
     """What the page shows of the images, (name, true class or None, image): the bytes, and where they lie."""
     model, block, entries = checkpoint.model, bytearray(), []
-    targets = list(range(min(len(checkpoint.classes), MOST_TARGETS)))
-    for name, label, image in tqdm(images, desc="images", leave=False, disable=None):
-        pixels = to_pixels(image, model.img_size, model.in_chans)
+    pixels_of_all = [to_pixels(image, model.img_size, model.in_chans) for _, _, image in images]
+    with torch.no_grad():
+        shares = torch.stack([Program(checkpoint)(pixels[None])[0].softmax(-1) for pixels in pixels_of_all])
+    targets = shares.amax(0).topk(min(len(checkpoint.classes), MOST_TARGETS)).indices.tolist()
+    progress = tqdm(zip(images, pixels_of_all), desc="images", total=len(images), leave=False, disable=None)
+    for (name, label, _), pixels in progress:
         arrays = {"pixels": pixels.permute(1, 2, 0), **measure(checkpoint, pixels, targets)}
         entry = {"name": name, "label": label, "arrays": {}}
         for key, values in arrays.items():
