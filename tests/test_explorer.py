@@ -1,5 +1,6 @@
 """visualize.py explorer: the page in headless Chromium says what PyTorch says, and asks for nothing from outside."""
 
+import base64
 import functools
 import http.server
 import re
@@ -302,6 +303,59 @@ def test_a_photo_of_ones_own_is_seen_as_test_py_sees_it(opened, explorer, tmp_pa
         assert float(re.search(r", ([\d.]+) %\.", opened.inner_text("#verdict"))[1]) == pytest.approx(
             100 * share, abs=0.2
         )
+
+
+@pytest.mark.slow
+def test_a_dropped_photo_is_offered_first(opened, explorer):
+    _, checkpoint, pictures = explorer
+    data = base64.b64encode(pictures[1].read_bytes()).decode()
+    files = opened.evaluate_handle(
+        "data => { const files = new DataTransfer(); const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));"
+        "files.items.add(new File([bytes], 'dropped.png', { type: 'image/png' })); return files; }",
+        data,
+    )
+    opened.dispatch_event("body", "drop", {"dataTransfer": files})
+    opened.wait_for_selector("#crop[open]")
+    assert opened.locator(".thumb").count() == 10  # not used yet
+    opened.click("#crop-use")
+    until(opened, "document.querySelector('#image').ariaLabel.startsWith('dropped.png')")
+    ((name, share),) = checkpoint.predict(pictures[1], top=1)
+    assert opened.inner_text("#verdict").startswith(f"{name}, {100 * share:.0f}"[:40])
+
+
+@pytest.mark.slow
+def test_a_digit_is_drawn_and_read(browser, digits_run, tmp_path):
+    if not runtime_archive().is_file():
+        pytest.skip(f"no {runtime_archive()}: python visualize.py explorer downloads it")
+    model = digits_run[0] / "model/vit-layer4-8-digits"
+    done = run("visualize.py", "explorer", "--model_path", model, "--images", 3, "--output_path", tmp_path / "d.html")
+    assert done.returncode == 0, done.stderr
+    tab, wrong = open_page(browser, (tmp_path / "d.html").as_uri(), has_touch=True)
+    assert tab.evaluate("vit.ready") is True and tab.locator(".thumb").count() == 3
+    tab.click("#draw-start")
+    box = tab.locator("#pad").bounding_box()
+    for i, (x, y) in enumerate([(0.3, 0.2), (0.7, 0.2), (0.5, 0.9)]):  # a seven
+        tab.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=5)
+        if i == 0:
+            tab.mouse.down()
+    tab.mouse.up()
+    tab.click("#draw-use")
+    until(tab, "document.querySelector('#image').ariaLabel.startsWith('your drawing')")
+    seen = np.array(canvas(tab, "#image"), dtype=np.uint8).reshape(8, 8, 4)[..., 0]
+    assert seen[:2].max() > 200 and seen[-2:].max() > 200  # it fills the image
+    checkpoint = load_checkpoint(model)
+    expected = reference(checkpoint, torch.tensor(seen)[None, None]).softmax(-1)[0]
+    assert float(re.search(r", ([\d.]+) %", tab.inner_text("#verdict"))[1]) == pytest.approx(
+        100 * expected.max().item(), abs=0.1
+    )
+    stage = tab.locator("#stage").bounding_box()
+    tab.touchscreen.tap(stage["x"] + 5, stage["y"] + 5)  # looks, and hides nothing
+    until(tab, "document.querySelector('#sentence').textContent.includes('row 1, column 1 looks')")
+    assert tab.is_disabled("#restore")
+    tab.tap("#hide")
+    until(tab, "document.querySelector('#verdict').textContent.includes('1 of 16')")
+    assert not wrong
+    tab.close()
 
 
 @pytest.mark.slow

@@ -16,8 +16,9 @@ from vitlab.catalog import DATASETS
 from vitlab.checkpoint import load_checkpoint, save_checkpoint
 from vitlab.config import TrainConfig
 from vitlab.datasets.images import to_pixels
-from vitlab.export.program import METADATA, OPSET, write_onnx, write_pt2
+from vitlab.export.program import OPSET, write_onnx, write_pt2
 from vitlab.models.registry import build_model
+from vitlab.pt_files import FORMAT
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="pip install -r requirements-dev.txt")
 KINDS = {
@@ -80,7 +81,7 @@ def test_onnxruntime_computes_what_pytorch_does(tmp_path, kind):
         for ours, theirs in zip(found, expected):
             largest = max(1, theirs.abs().max().item())
             np.testing.assert_allclose(ours, theirs[:n].numpy(), atol=1e-4 * largest, rtol=0)
-    facts = json.loads(session.get_modelmeta().custom_metadata_map[METADATA])
+    facts = json.loads(session.get_modelmeta().custom_metadata_map[FORMAT])
     assert facts["classes"] == list(checkpoint.classes) and facts["checkpoint"] == checkpoint.run_name
     assert facts["input"]["shape"] == ["N", checkpoint.model.in_chans, 16, 16]
     onnx = pytest.importorskip("onnx")
@@ -92,12 +93,12 @@ def test_onnxruntime_computes_what_pytorch_does(tmp_path, kind):
 def test_torch_export_computes_the_same(tmp_path, kind):
     checkpoint = save_small(tmp_path / "best.pt", kind)
     write_pt2(checkpoint, tmp_path / "x.pt2", attention=True)
-    extra = {f"{METADATA}.json": ""}
+    extra = {f"{FORMAT}.json": ""}
     program = torch.export.load(tmp_path / "x.pt2", extra_files=extra).module()
     pixels = real_images(16, 3)
     for ours, theirs in zip(program(pixels), reference(checkpoint, pixels, return_attention=True), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
-    assert json.loads(extra[f"{METADATA}.json"])["classes"] == list(checkpoint.classes)
+    assert json.loads(extra[f"{FORMAT}.json"])["classes"] == list(checkpoint.classes)
 
 
 def test_safetensors_is_the_checkpoint(tmp_path):

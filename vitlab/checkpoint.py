@@ -25,9 +25,8 @@ from vitlab.datasets.images import open_image, to_batch
 from vitlab.hardware import float32_as, send
 from vitlab.models import foreign_weights
 from vitlab.models.registry import MODELS
-from vitlab.pt_files import find_checkpoint, read_checkpoint, write_checkpoint, write_safetensors
+from vitlab.pt_files import FORMAT, find_checkpoint, read_checkpoint, write_checkpoint, write_safetensors
 
-FORMAT = "vit-small-images"  # the key by which our files are known
 VERSION = 1
 BATCH_SIZE = 128  # images that predict() puts through the model at once
 Picture = str | Path | Image.Image  # an image: where it lies, or itself

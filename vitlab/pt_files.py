@@ -27,7 +27,7 @@ HARMLESS = [  # what training scripts keep beside the weights, and torch does no
     *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     *((_ARRAY, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
 ]
-FACTS = "vit-small-images"  # where our .safetensors files keep what is no tensor, in their metadata
+FORMAT = "vit-small-images"  # the key by which our files are known, and under which they keep their facts
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # of a model's folder as transformers and timm save it
 HUB_CONFIGS = ("config.json", "preprocessor_config.json")  # what lies beside them
 
@@ -98,7 +98,7 @@ def read_safetensors(path: Path) -> dict:
 
     try:
         with safe_open(path, "pt") as file:
-            facts = (file.metadata() or {}).get(FACTS)
+            facts = (file.metadata() or {}).get(FORMAT)
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is not a complete .safetensors file ({error}); copy it again") from None
@@ -117,7 +117,7 @@ def write_safetensors(path: str | Path, contents: dict) -> None:
     plain = {name: value for name, value in contents.items() if name != "model"}
     tensors = {name: value.contiguous() for name, value in contents["model"].items()}
     with replacing(path) as part:
-        save_file(tensors, part, metadata={FACTS: json.dumps(plain)})
+        save_file(tensors, part, metadata={FORMAT: json.dumps(plain)})
 
 
 def read_hub_configs(folder: Path) -> dict[str, dict]:

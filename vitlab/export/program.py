@@ -19,9 +19,9 @@ from model import VisionTransformer
 from vitlab.checkpoint import Checkpoint
 from vitlab.cli import UserError
 from vitlab.files import replacing
+from vitlab.pt_files import FORMAT
 
 OPSET = 20  # of ONNX: the first one with GELU; onnxruntime reads it from 1.17 on
-METADATA = "vit-small-images"  # the key, or the name of the extra file, under which the facts lie as JSON
 
 
 class Program(nn.Module):
@@ -112,7 +112,7 @@ def write_onnx(checkpoint: Checkpoint, path: str | Path, *, attention: bool = Fa
     program = Program(checkpoint, attention=attention)
     outputs = ["logits", "attention"] if attention else ["logits"]
     proto = trace_onnx(program, (example_images(checkpoint),), names=(["images"], outputs))
-    proto.metadata_props.add(key=METADATA, value=json.dumps(facts(checkpoint)))
+    proto.metadata_props.add(key=FORMAT, value=json.dumps(facts(checkpoint)))
     with replacing(path) as part:
         part.write_bytes(proto.SerializeToString())
 
@@ -125,4 +125,4 @@ def write_pt2(checkpoint: Checkpoint, path: str | Path, *, attention: bool = Fal
         shapes = ({0: torch.export.Dim("batch")},)
         exported = torch.export.export(program, (example_images(checkpoint),), dynamic_shapes=shapes)
         with replacing(path) as part, open(part, "wb") as file:
-            torch.export.save(exported, file, extra_files={f"{METADATA}.json": json.dumps(facts(checkpoint))})
+            torch.export.save(exported, file, extra_files={f"{FORMAT}.json": json.dumps(facts(checkpoint))})
