@@ -228,7 +228,7 @@ def test_cross_validation_holds_out_each_image_once(tmp_path):
         (["--min_steps", "9"], ["--min_steps 9", "--train_sizes"]),
         (["--folder_name", "a/b"], ["--folder_name 'a/b'"]),
         (["--epochs", "two"], ["--epochs 'two'"]),
-        (["--dataset", "mnist"], ["mnist", "cifar10"]),
+        (["--dataset", "imagenet"], ["imagenet", "cifar10"]),
     ],
 )
 def test_bad_input_is_refused_in_a_line(tmp_path, flags, words):

@@ -10,9 +10,11 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import FORKS, ROOT, _script, assert_refused
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from model import VisionTransformer
@@ -162,6 +164,20 @@ def test_what_does_not_suit_the_processes_is_refused_by_all(tmp_path, flags, eac
     assert_refused(first, *words)
     assert (second.returncode, second.stdout, second.stderr) == (2, "", "")
     assert not list(tmp_path.glob("model/*")) and not list(tmp_path.glob("output/*"))
+
+
+def test_processes_that_see_other_images_are_refused(tmp_path):
+    generator = np.random.default_rng(0)
+    for machine in ("a", "b"):
+        for path in (tmp_path / machine / name / f"{i}.png" for name in ("cat", "dog") for i in range(8)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(generator.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(path)
+    flags = ["--dataset", "folder", "--image_size", 16, "--epochs", 1]
+    each = (["--data_path", "a"], ["--data_path", "b"])
+    first, second = together("train.py", *flags, cwd=tmp_path, each=each)
+    assert_refused(first, "process 1", "another train split")
+    assert second.returncode == 2
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_port_in_use_is_one_line(tmp_path):
