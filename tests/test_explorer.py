@@ -246,6 +246,8 @@ def test_pointer_keys_layer_and_head_change_what_is_drawn(opened):
         settle(opened)
         assert words in opened.inner_text("#sentence")
         seen.append(canvas(opened, "#maps canvas >> nth=0"))
+    opened.hover("#maps .stack >> nth=1", position={"x": 3, "y": 3})
+    assert re.search(r"looked at by: row 1, column 1: [\d.]+ times uniform", opened.inner_text("#sentence"))
     for kind in ("rollout", "grad_cam", "gradient_rollout", "similarity"):
         opened.click(f"[data-kind={kind}]")
         settle(opened)

@@ -25,6 +25,9 @@ export async function startModel() {
 
 export const hasModel = () => "evidence" in sessions;
 
+/** Resolves when the calls made so far have ended. */
+export const idle = () => queue;
+
 async function run(name, feeds) {
   const call = queue.then(async () => (await sessions[name]).run(feeds));
   queue = call.catch(() => {});

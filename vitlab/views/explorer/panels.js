@@ -81,6 +81,12 @@ function sentence(maps) {
   return `${place}: ${tokenName(token)} ${kind === "rollout" ? "draws most on" : "looks most at"} ${where}, ${times(values[best])} an equal share${cls}.`;
 }
 
+/** Tell the value of one patch in the first or second map. */
+export function showValue(patch, which) {
+  const { title, values, scale } = mapsNow()[which];
+  byId("sentence").textContent = `${title}: row ${Math.floor(patch / facts.grid) + 1}, column ${(patch % facts.grid) + 1}: ${values[patch].toFixed(2)} ${scale.unit}.`;
+}
+
 /** One small map for each layer. */
 export function drawFilm(choose) {
   const { kind, head, token, inside } = state;
