@@ -110,6 +110,7 @@ def test_all_numbers_of_the_report_are_those_of_all_processes(runs):
         assert two[split]["accuracy"] == pytest.approx(one[split]["accuracy"], abs=1.5 / n)
         assert two[split]["loss"] == pytest.approx(one[split]["loss"], abs=1e-4)
     assert one["train_pflop"] == two["train_pflop"]
+    assert two["hardware"] == f"{one['hardware']}, 2 processes"
 
 
 def test_a_model_in_parts_equals_one_in_copies(runs):
@@ -285,3 +286,11 @@ def test_grad_checkpointing_changes_no_gradient():
         model(images).square().sum().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*gradients))
+
+
+@pytest.mark.parametrize("number, calls", [("0", [1]), ("1", [])])
+def test_what_is_done_once_a_machine(monkeypatch, number, calls):
+    monkeypatch.setenv("LOCAL_RANK", number)
+    done = []
+    processes.once_a_machine(done.append, 1)
+    assert done == calls

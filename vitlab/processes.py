@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from vitlab.cli import UserError
 
-TIME_LIMIT = datetime.timedelta(minutes=10)  # of one exchange: a process that waits longer gives up
+TIME_LIMIT = datetime.timedelta(minutes=30)  # of one exchange: a process that waits longer gives up
 
 
 def count() -> int:
@@ -112,6 +112,13 @@ def agreed() -> Iterator[None]:
     for number, message in enumerate(gather(own)):
         if message:
             raise UserError(f"process {number}: {message}" if number else message)
+
+
+def once_a_machine(function: Callable, *args) -> None:
+    """Call a function in the first process of each machine, while the others wait. Its UserError is raised in all."""
+    with agreed():
+        if not local_rank():
+            function(*args)
 
 
 def from_first(function: Callable, *args) -> object:

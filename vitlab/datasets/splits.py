@@ -22,11 +22,12 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from vitlab import processes
 from vitlab.catalog import channel_statistics, describe
 from vitlab.cli import UserError
 from vitlab.config import TrainConfig
 from vitlab.datasets.batches import Batches, FileBatches, TensorBatches
-from vitlab.datasets.cifar import read_cifar
+from vitlab.datasets.cifar import cifar_folder, read_cifar
 from vitlab.datasets.folders import (
     TEST_SEED,
     DecodedFiles,
@@ -40,7 +41,7 @@ from vitlab.datasets.folders import (
     stratified_order,
 )
 from vitlab.datasets.images import as_channels, from_pixels, open_image
-from vitlab.datasets.torchvision_sets import READERS, file_index, read_arrays
+from vitlab.datasets.torchvision_sets import READERS, download_set, file_index, read_arrays
 from vitlab.hardware import find_device
 from vitlab.hub import open_hub
 from vitlab.layout import FOLDERS, data_folder
@@ -65,6 +66,14 @@ def read_split(dataset: str, data_path: str | Path, train: bool) -> tuple[torch.
     if dataset in READERS:
         return read_arrays(dataset, data_path, train)
     return read_cifar(dataset, data_path, train)
+
+
+def download(dataset: str, data_path: str | Path) -> None:
+    """Download a set if it is missing and its reader would download it. Raises UserError as the reader does."""
+    if dataset in ("cifar10", "cifar100"):
+        cifar_folder(dataset, data_path)
+    elif dataset in READERS and dataset not in FOLDERS:
+        download_set(dataset, data_path)
 
 
 def find_index(dataset: str, data_path: str | Path) -> FileIndex | None:
@@ -216,6 +225,8 @@ def load_data(
     """
     if config.dataset is None:
         raise UserError("dataset None is for batches of your own: hand them to fit() in a Splits")
+    if processes.count() > 1:
+        processes.once_a_machine(download, config.dataset, config.data_path)
     info = describe(config.dataset, config.data_path)
     device = device or find_device(config.device)
     mean, std = mean or config.mean, std or config.std

@@ -101,7 +101,7 @@ def make_report(
         "command": command_line(),
         "checkpoint": str(checkpoint),
         "seed": seed,
-        "hardware": describe_hardware(device),
+        "hardware": describe_hardware(device) + (f", {processes.count()} processes" if processes.count() > 1 else ""),
         "cpu": describe_cpu(),
         "dtype": {"train": train_dtype, "evaluate": dtype},
         "versions": {
