@@ -27,7 +27,7 @@ def find_device(name: str) -> torch.device:
     try:
         device = model.pick_device(name)
     except ValueError as error:
-        raise UserError(f"{error}; --nproc_per_node starts a process for each" if number else error) from None
+        raise UserError(f"{error}; start as many processes as there are GPUs" if number else error) from None
     if processes.count() > 1 and device.type == "mps":
         raise UserError(f"--device {name}: torch has no exchange between processes on MPS; choose cpu")
     return device
