@@ -197,6 +197,7 @@ def test_single_images_need_no_torchvision():
 # ------------------------------------------------------------------------------------ download, read
 
 
+@pytest.mark.slow
 def test_cifar_is_downloaded_whole_or_not_at_all(cifar_root, server, tmp_path, monkeypatch):
     address, served = server
     archive = served / "cifar-10-python.tar.gz"

@@ -314,6 +314,7 @@ def test_too_few_images_for_a_test_split_or_for_early_stopping(tmp_path):
     assert not (tmp_path / "model/x").exists() and not (tmp_path / "output/x").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have UTF-8 names only")
 def test_names_that_the_terminal_cannot_print_end_no_script(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")

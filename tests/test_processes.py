@@ -125,6 +125,7 @@ def test_a_run_of_parts_goes_on_in_one_process(runs):
     assert read_checkpoint(runs / "model/fsdp/last.pt")["training"]["progress"]["epoch"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_two_processes_resume_exactly(tmp_path, optimizer):
     same = [*DIGITS, "--num_train_images", 200, "--dropout", 0.2, "--epochs", 2, "--optimizer", optimizer]
@@ -135,6 +136,7 @@ def test_two_processes_resume_exactly(tmp_path, optimizer):
     assert largest_difference(whole, weights(tmp_path, "run")) == 0
 
 
+@pytest.mark.slow
 def test_a_run_of_one_process_goes_on_with_two(tmp_path):
     same = [*DIGITS, "--num_train_images", 200, "--folder_name", "run", "--no_test"]
     train(tmp_path, *same, "--epochs", 1, count=1)
@@ -143,6 +145,7 @@ def test_a_run_of_one_process_goes_on_with_two(tmp_path):
     assert read_checkpoint(tmp_path / "model/run/last.pt")["training"]["progress"]["epoch"] == 2
 
 
+@pytest.mark.slow
 def test_accumulation_over_processes(tmp_path):
     same = [*PLAIN, "--num_train_images", 200, "--dropout", 0, "--epochs", 1, "--grad_accum_steps", 2, "--no_test"]
     for name, count in (("one", 1), ("two", 2)):
@@ -181,6 +184,7 @@ def test_processes_that_see_other_images_are_refused(tmp_path):
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.slow
 def test_a_port_in_use_is_one_line(tmp_path):
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
