@@ -116,6 +116,11 @@ class Checkpoint:
         folder = self.path if self.path.is_dir() else self.path.parent
         return folder.resolve().name if of_a_run else self.path.stem
 
+    @property
+    def crop_pct(self) -> float:
+        """The share of an image's short side that the model is shown (images.square)."""
+        return self.config.crop_pct or 1.0
+
     def data_config(self, **settings) -> TrainConfig:
         """The config to read the data set with: the run's own, with `settings` on top. Images of a folder are
         looked for in the place they were in, unless data_path says otherwise.
@@ -135,7 +140,8 @@ class Checkpoint:
         """An image as the model takes it: normalised floats, 1 x in_chans x img_size x img_size, on its device."""
         model = self.model
         image = image if isinstance(image, Image.Image) else open_image(image)
-        images = to_batch(image, img_size=model.img_size, in_chans=model.in_chans, mean=self.mean, std=self.std)
+        sizes = dict(img_size=model.img_size, in_chans=model.in_chans, crop_pct=self.crop_pct)
+        images = to_batch(image, **sizes, mean=self.mean, std=self.std)
         return send(images, next(model.parameters()).device)
 
     @float32_as("ieee")

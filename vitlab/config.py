@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitlab.catalog import ARGUMENTS, DATASETS, MODEL_DEFAULTS, DatasetInfo, describe
-from vitlab.cli import Parser, UserError, check_folder_name
+from vitlab.checks import check_settings
+from vitlab.cli import Parser, UserError
 from vitlab.settings import read_yaml, setting, settings_of
 
+CROP_SCALE, CROP_PCT = (0.08, 1.0), 0.875  # what images that do not fit in memory get
 GROUPS = ("data", "model", "recipe", "run")
 
 
@@ -45,6 +47,19 @@ class DataSettings:
         None,
         "randaugment and trivialaugment come after crop-flip (default: the set's)",
         choices=("none", "crop", "crop-flip", "translate", "affine", "randaugment", "trivialaugment"),
+    )
+    crop_scale: tuple[float, ...] = setting(
+        (),
+        "random crops of the original files, least and most share of their area (default: 0.08 1 where the images do "
+        "not fit in cache_gb; 0: none)",
+        low=0,
+        high=1,
+    )
+    crop_pct: float | None = setting(
+        None,
+        "share of the short side that evaluation shows (default: 0.875 with crop_scale, else 1)",
+        above=0,
+        high=1,
     )
     alternate_flip: bool = setting(False, "mirror half of the images in each epoch, the other half in the next")
     random_erasing: float = setting(0.0, "share of the images that lose a rectangle", low=0, high=1)
@@ -193,7 +208,7 @@ class TrainConfig(RunSettings, RecipeSettings, ModelSettings, DataSettings):  # 
         config = cls(**{**defaults, **given})
         info = describe(dataset, config.data_path)
         config._fill_in(info)
-        config._check(info)
+        check_settings(config, info)
         return config
 
     @classmethod
@@ -207,58 +222,15 @@ class TrainConfig(RunSettings, RecipeSettings, ModelSettings, DataSettings):  # 
         self.in_chans = self.in_chans or info.in_chans
         self.num_classes = self.num_classes or len(info.classes)
         self.augment = self.augment or info.augment
+        self.crop_scale = (*self.crop_scale, 1.0) if len(self.crop_scale) == 1 else self.crop_scale
+        if self.random_crops and self.crop_pct is None:
+            self.crop_pct = CROP_PCT
         if self.warmup_epochs is None:
             self.warmup_epochs = min(10.0, self.epochs / 10) if self.warmup_steps is None else 0.0
         self.visualizers = tuple(dict.fromkeys("hidden" if name == "hooks" else name for name in self.visualizers))
         self.visualize_layers = self.visualize_layers or tuple(sorted({0, self.depth // 2, self.depth - 1}))
         kind = f"vit-layer{self.depth}" if self.model == "vit" else self.model
         self.folder_name = self.folder_name or f"{kind}-{self.img_size}-{self.dataset or 'own'}"
-
-    def _check(self, info: DatasetInfo) -> None:
-        """UserError if settings do not go together."""
-        if self.num_classes < len(info.classes):
-            raise UserError(
-                f"--n_classes {self.num_classes}: {self.dataset} has {len(info.classes)}; leave the flag out"
-            )
-        if (self.mean or self.std) and not len(self.mean) == len(self.std) == self.in_chans:
-            raise UserError(f"--mean and --std: give both, with {self.in_chans} values each")
-        if self.warmup_steps is not None and self.warmup_epochs:
-            raise UserError("--warmup_steps and --warmup_epochs say the same thing twice; keep one")
-        if self.warmup_epochs >= self.epochs:
-            raise UserError(
-                f"--warmup_epochs {self.warmup_epochs:g} leaves nothing of --epochs {self.epochs}; choose fewer"
-            )
-        if self.min_lr > self.learning_rate:
-            raise UserError(
-                f"--min_lr {self.min_lr:g} is above --learning_rate {self.learning_rate:g}; choose a smaller one"
-            )
-        if (self.mixup or self.cutmix) and self.num_classes < 2:
-            raise UserError("--mixup and --cutmix need two classes to mix; leave them out")
-        if self.alternate_flip and self.augment not in ("none", "crop", "translate", "affine"):
-            raise UserError(
-                f"--alternate_flip: --augment {self.augment} flips at random already; choose translate or crop"
-            )
-        if self.early_stopping and not (self.val_split or self.folds):
-            raise UserError("--early_stopping watches the validation loss, and --val_split 0 leaves none; raise it")
-        if self.overwrite and self.resume:
-            raise UserError("--overwrite starts anew and --resume goes on; keep one")
-        if self.init_from and self.resume and self.resume != "auto":
-            raise UserError("--init_from starts anew and --resume goes on; keep one")
-        if self.fold >= (self.folds or 1):
-            remedy = f"of --folds {self.folds} there are 0 to {self.folds - 1}" if self.folds else "it needs --folds"
-            raise UserError(f"--fold {self.fold}: {remedy}")
-        if self.visualizers and self.model != "vit":
-            raise UserError(f"--visualizers show attention, and {self.model} has none; leave the flag out")
-        if self.grad_checkpointing and self.model != "vit":
-            raise UserError(f"--grad_checkpointing works on blocks, and {self.model} has none; leave it out")
-        if self.fsdp and self.visualizers:
-            raise UserError("--visualizers need the whole model in one process; leave out them or --fsdp")
-        if self.visualize_layers and max(self.visualize_layers) >= self.depth:
-            raise UserError(
-                f"--visualize_layers {max(self.visualize_layers)}: {flag('depth')} {self.depth} has layers 0 to "
-                f"{self.depth - 1}"
-            )
-        check_folder_name(self.folder_name)
 
     def changed_from_defaults(self) -> dict:
         """The data set, the model and the settings that differ from their defaults; the run's name is left out."""
@@ -268,6 +240,11 @@ class TrainConfig(RunSettings, RecipeSettings, ModelSettings, DataSettings):  # 
         names = [name for name in SETTINGS if name not in derived]
         shown = {name: now for name, (_, now) in changed_settings(vars(defaults), self, names).items()}
         return {**chosen, **shown}
+
+    @property
+    def random_crops(self) -> tuple[float, float] | None:
+        """crop_scale, if training images are random crops of their files."""
+        return self.crop_scale if self.crop_scale and self.crop_scale[0] else None
 
     def model_args(self) -> dict:
         """Keyword arguments of the model (registry.build_model)."""

@@ -250,6 +250,10 @@ def trivialaugment(images: torch.Tensor, generator: Generator) -> torch.Tensor:
     return apply_ops(images, op, magnitudes(op, strength, generator, **ranges))
 
 
+def unchanged(images: torch.Tensor, generator: Generator) -> torch.Tensor:
+    return images
+
+
 def random_erasing(
     images: torch.Tensor, generator: Generator, *, probability: float, value: Sequence[float]
 ) -> torch.Tensor:
@@ -271,8 +275,9 @@ def random_erasing(
     return torch.where(box, constant(tuple(value), images.device).view(1, -1, 1, 1), images)
 
 
-POLICIES: dict[str, Callable[[torch.Tensor, Generator], torch.Tensor]] = {
-    "none": lambda images, generator: images,
+Policy = Callable[[torch.Tensor, Generator], torch.Tensor]
+POLICIES: dict[str, Policy] = {
+    "none": unchanged,
     "crop": lambda images, generator: crop_and_flip(images, generator, flip=False),
     "crop-flip": crop_and_flip,
     "translate": lambda images, generator: crop_and_flip(images, generator, padding=2, mode="reflect", flip=False),
@@ -280,6 +285,19 @@ POLICIES: dict[str, Callable[[torch.Tensor, Generator], torch.Tensor]] = {
     "randaugment": lambda images, generator: randaugment(crop_and_flip(images, generator), generator),
     "trivialaugment": lambda images, generator: trivialaugment(crop_and_flip(images, generator), generator),
 }
+
+
+AFTER_CROP: dict[str, Policy] = {  # what a policy does to images that are random crops, mirrored or not, of their files
+    "crop": unchanged,
+    "crop-flip": unchanged,
+    "randaugment": randaugment,
+    "trivialaugment": trivialaugment,
+}
+
+
+def flips(policy: str) -> bool:
+    """Whether a policy that crops mirrors images too."""
+    return policy != "crop"
 
 
 # ---------------------------------------------------------------------------------- mixing two images

@@ -1,7 +1,7 @@
 """Batches on the device: from one tensor, or from image files."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -9,9 +9,11 @@ import torch
 
 from vitlab.cli import UserError
 from vitlab.datasets import augment
-from vitlab.datasets.folders import DecodedFiles
+from vitlab.datasets.decoding import DecodedFiles, stack_pixels
 from vitlab.datasets.images import normalise, resize
 from vitlab.hardware import send
+
+CROPS = 2  # ends the key of the draws for random crops; that of mixing ends with 1
 
 
 class Batches(Protocol):
@@ -54,6 +56,7 @@ class TensorBatches:
         mean: Sequence[float],
         std: Sequence[float],
         augment: str | None = None,
+        policies: Mapping[str, augment.Policy] = augment.POLICIES,
         alternate_flip: bool = False,
         random_erasing: float = 0.0,
         seed: int = 0,
@@ -61,7 +64,7 @@ class TensorBatches:
         self.images, self.labels = images, labels  # uint8 n x C x H x W, int64 n
         self.batch_size, self.img_size, self.mean, self.std = batch_size, img_size, mean, std
         self.augment, self.random_erasing, self.seed = augment, random_erasing, seed
-        self.alternate_flip = alternate_flip
+        self.alternate_flip, self.policies = alternate_flip, policies
         self.generator = torch.Generator()
         self.set_epoch(0)
 
@@ -75,8 +78,11 @@ class TensorBatches:
         """The generator, restarted from (seed, *key)."""
         return self.generator.manual_seed(augment.seed_of(self.seed, *key))
 
-    def _pixels(self, batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """Yield batches of uint8 images, given by their places in the set."""
+    def _pixels(
+        self, batches: Sequence[torch.Tensor], generator: Callable[..., augment.Generator] | None = None
+    ) -> Iterator[torch.Tensor]:
+        """Yield batches of uint8 images, given by their places in the set. generator(i, key): one for batch i, of
+        training images whose files are cropped at random."""
         for places in send_all(batches, self.images.device):
             yield self.images[places]
 
@@ -106,17 +112,22 @@ class TensorBatches:
         chosen = [places[some] for places, some in zip(whole, rows)]
         labels = [self.labels[places] for places in send_all(chosen, self.labels.device)]
         mirrored = self._mirrored()[:, None, None, None] if self.alternate_flip else None
-        for i, pixels in enumerate(self._pixels(chosen)):
+
+        def generator(i: int, *key: int) -> augment.Generator:
+            restarted = self._random(self.epoch, self.start + i, *key)
+            if len(rows[i]) == len(whole[i]):
+                return restarted
+            return augment.GeneratorOfRows(restarted, len(whole[i]), rows[i])
+
+        for i, pixels in enumerate(self._pixels(chosen, generator if self.augment else None)):
             images = pixels.float() / 255
             if mirrored is not None:
                 images = torch.where(send(mirrored[chosen[i]], images.device), images.flip(-1), images)
             if self.augment:
-                generator = self._random(self.epoch, self.start + i)
-                if len(rows[i]) != len(whole[i]):
-                    generator = augment.GeneratorOfRows(generator, len(whole[i]), rows[i])
-                images = augment.POLICIES[self.augment](images, generator)
+                draws = generator(i)
+                images = self.policies[self.augment](images, draws)
                 if self.random_erasing:
-                    images = augment.random_erasing(images, generator, probability=self.random_erasing, value=self.mean)
+                    images = augment.random_erasing(images, draws, probability=self.random_erasing, value=self.mean)
             yield normalise(resize(images, self.img_size), self.mean, self.std), labels[i]
 
 
@@ -127,26 +138,50 @@ def send_all(batches: Sequence[torch.Tensor], device: torch.device) -> Sequence[
 
 class FileBatches(TensorBatches):
     """The same for image files that do not fit in memory: decoded for each batch, in worker processes that stay from
-    one epoch to the next. One pass at a time: the next one ends it."""
+    one epoch to the next. One pass at a time: the next one ends it.
+
+    crop_scale: of training images, a random crop with a share of the file's area between these two, in place of the
+        policy's crop of the decoded image; None: none. crop_pct: of what evaluation sees, see images.square."""
 
     def __init__(
-        self, files: Sequence[tuple[Path, int]], labels: torch.Tensor, *, in_chans: int, num_workers: int, **options
+        self,
+        files: Sequence[tuple[Path, int]],
+        labels: torch.Tensor,
+        *,
+        in_chans: int,
+        num_workers: int,
+        crop_pct: float | None = None,
+        crop_scale: tuple[float, float] | None = None,
+        **options,
     ):
         super().__init__(None, labels, **options)
-        self.dataset = DecodedFiles(files, self.img_size, in_chans)
-        self.passes, self.places = 0, []  # passes begun; the places of the images in each batch of the latest one
+        self.dataset = DecodedFiles(files, self.img_size, in_chans, crop_pct)
+        self.random_crops = bool(crop_scale)
+        if crop_scale:
+            self.policies = augment.AFTER_CROP
+            self.dataset.scale, self.dataset.flip = crop_scale, augment.flips(self.augment)
+        self.passes, self.requests = 0, _Requests()
         self.loader = torch.utils.data.DataLoader(
             self.dataset,
-            batch_sampler=self.places,
+            batch_sampler=self.requests,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=labels.device.type == "cuda",
-            collate_fn=_stack_pixels,
+            collate_fn=stack_pixels,
             generator=torch.Generator(),  # for the workers' seeds; the global one belongs to the training
         )
 
-    def _pixels(self, batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
-        self.places[:] = [places.tolist() for places in batches]
+    def _pixels(
+        self, batches: Sequence[torch.Tensor], generator: Callable[..., augment.Generator] | None = None
+    ) -> Iterator[torch.Tensor]:
+        def request(i: int) -> list:
+            places = batches[i].tolist()
+            if not (generator and self.random_crops):
+                return places
+            seeds = augment.integers(2**62, (len(places),), generator(i, CROPS))  # a crop's draws follow from its seed
+            return list(zip(places, seeds.tolist()))
+
+        self.requests.batches = map(request, range(len(batches)))
         self.passes = this_pass = self.passes + 1
         for pixels in self.loader:
             if isinstance(pixels, str):
@@ -156,8 +191,10 @@ class FileBatches(TensorBatches):
                 raise RuntimeError("another pass over these batches has begun meanwhile; make one after the other")
 
 
-def _stack_pixels(items: list[tuple]) -> torch.Tensor | str:
-    """The images of DecodedFiles' items as one batch, or the error of one that has become unreadable (at module level,
-    so that worker processes can find it)."""
-    errors = [error for _, _, error in items if error]
-    return errors[0] if errors else torch.stack([pixels for pixels, _, _ in items])
+class _Requests:
+    """What a DataLoader is to ask its workers for in the next pass: the items of each batch."""
+
+    batches: Iterable[list] = ()
+
+    def __iter__(self) -> Iterator[list]:
+        return iter(self.batches)

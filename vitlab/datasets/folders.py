@@ -1,22 +1,19 @@
-"""Folders of images: which files belong to which class and split, and decoding them."""
+"""Folders of images: which files belong to which class and split."""
 
 import collections
 import hashlib
 import itertools
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from tqdm import tqdm
 
 from vitlab.cli import UserError
-from vitlab.config import TrainConfig
-from vitlab.datasets.images import count_others, find_images, open_image, to_pixels
+from vitlab.datasets.images import count_others, find_images
 from vitlab.layout import annotations, class_folders, find_layout
 
+MOST_COMPARED = 50_000  # files that find_copies looks at
 TEST_SEED = 0  # for cutting off test images: they are the same whatever the seed of a training
 
 
@@ -118,7 +115,10 @@ def shorten(names: Sequence[str], most: int = 10) -> str:
 
 
 def find_copies(splits: dict[str, Sequence[tuple[Path, int]]]) -> list[str]:
-    """A line for every two splits that have images in common, byte for byte."""
+    """A line for every two splits that have images in common, byte for byte. Many files are not compared: almost all
+    of them would be read."""
+    if sum(map(len, splits.values())) > MOST_COMPARED:
+        return []
     of_size = collections.defaultdict(list)
     for split, files in splits.items():
         for file, _ in files:
@@ -137,61 +137,3 @@ def find_copies(splits: dict[str, Sequence[tuple[Path, int]]]) -> list[str]:
                 f"{shorten(list(map(str, copies)), 3)}"
             )
     return lines
-
-
-class DecodedFiles(torch.utils.data.Dataset):
-    """Image files as (uint8 in_chans x size x size, label, None); an unreadable one as (None, label, its error)."""
-
-    def __init__(self, files: Sequence[tuple[Path, int]], size: int, in_chans: int):
-        self.files, self.size, self.in_chans = files, size, in_chans
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, i: int) -> tuple[torch.Tensor | None, int, str | None]:
-        path, label = self.files[i]
-        try:
-            return to_pixels(open_image(path), self.size, self.in_chans), label, None
-        except UserError as error:
-            return None, label, str(error)
-
-
-def count_workers(config: TrainConfig) -> int:
-    """config.num_workers, but at most one per core that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(config.num_workers, cores)
-
-
-def decode(
-    files: Sequence[tuple[Path, int]], config: TrainConfig, split: str, room: float
-) -> tuple[torch.Tensor | None, torch.Tensor, list[tuple[Path, int]]]:
-    """Decode image files once, in worker processes, to check that all can be read.
-
-    Returns the images (uint8 n x in_chans x img_size x img_size), the labels (int64 n) and the n readable files.
-    The images are None if they would take more than `room` bytes; FileBatches then decodes them for each batch.
-
-    Unreadable files are left out and named; more than a tenth of them raises UserError.
-    """
-    size, in_chans = config.img_size, config.in_chans
-    fits = len(files) * in_chans * size**2 <= room
-    images = torch.empty(len(files), in_chans, size, size, dtype=torch.uint8) if fits else None
-    loader = torch.utils.data.DataLoader(
-        DecodedFiles(files, size, in_chans), batch_size=32, num_workers=count_workers(config), collate_fn=list
-    )
-    readable, errors = [], []
-    with tqdm(total=len(files), desc=f"decode {split}", leave=False, disable=None, unit="image") as bar:
-        for i, (pixels, _, error) in enumerate(item for batch in loader for item in batch):
-            bar.update()
-            if error:
-                errors.append(error)
-                continue
-            if fits:
-                images[len(readable)] = pixels
-            readable.append(files[i])
-    for error in errors:
-        print(f"left out: {error}")
-    if len(errors) > len(files) / 10:
-        raise UserError(f"{len(errors)} of {len(files)} {split} images are unreadable, the first: {errors[0]}")
-    if errors:
-        print(f"{split}: {len(errors)} of {len(files)} images left out")
-    return images[: len(readable)] if fits else None, torch.tensor([label for _, label in readable]), readable

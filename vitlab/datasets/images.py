@@ -8,7 +8,7 @@ import collections
 import functools
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -96,8 +96,15 @@ def open_images(path: str | Path, errors: list[str]) -> Iterator[tuple[Path, Ima
         yield file, image
 
 
-def open_image(path: str | Path | HubImage) -> Image.Image:
-    """Read an image file as an upright RGB image: EXIF rotation applied, first frame, then to_rgb.
+def upright(image: Image.Image) -> Image.Image:
+    """A PIL image as an upright RGB image: first frame, EXIF rotation applied, then to_rgb."""
+    image.seek(0)
+    ImageOps.exif_transpose(image, in_place=True)
+    return to_rgb(image)
+
+
+def open_image(path: str | Path | HubImage, read: Callable[[Image.Image], Image.Image] = upright) -> Image.Image:
+    """Read an image file: read(the opened PIL image), by default the upright RGB image.
 
     Raises UserError, naming the file, if it is missing, damaged, too large or not an image.
     """
@@ -106,9 +113,7 @@ def open_image(path: str | Path | HubImage) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path.open() if isinstance(path, HubImage) else path) as image:
-                image.seek(0)
-                ImageOps.exif_transpose(image, in_place=True)
-                return to_rgb(image)
+                return read(image)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise UserError(f"{path} is over {Image.MAX_IMAGE_PIXELS:,} pixels; scale it down first") from None
     except FileNotFoundError:
@@ -149,23 +154,34 @@ def grey_bits(image: Image.Image) -> int:
 # ---------------------------------------------------------------------------- PIL images and tensors
 
 
-def square(image: Image.Image, size: int) -> Image.Image:
-    """Scale the short side to `size` pixels (bicubic, antialiased) and crop the centre: size x size."""
-    return ImageOps.fit(image, (size, size), method=Image.Resampling.BICUBIC)
+def square(image: Image.Image, size: int, crop_pct: float = 1.0) -> Image.Image:
+    """Scale the short side to size / crop_pct pixels (bicubic, antialiased) and crop the centre: size x size."""
+    return ImageOps.fit(image, (size, size), method=Image.Resampling.BICUBIC, bleed=(1 - crop_pct) / 2)
 
 
-def to_pixels(image: Image.Image, size: int, in_chans: int) -> torch.Tensor:
+def to_pixels(image: Image.Image, size: int, in_chans: int, crop_pct: float = 1.0) -> torch.Tensor:
     """The centre of a PIL image as a uint8 tensor in_chans x size x size (in_chans 1: luma, 3: RGB)."""
     image = image if image.mode in ("L", "RGB") else to_rgb(image)
-    pixels = np.array(square(image, size).convert("L" if in_chans == 1 else "RGB"))
-    return torch.from_numpy(pixels).view(size, size, in_chans).permute(2, 0, 1).contiguous()
+    return to_tensor(square(image, size, crop_pct), in_chans)
+
+
+def to_tensor(image: Image.Image, in_chans: int) -> torch.Tensor:
+    """All of a PIL image, L or RGB, as a uint8 tensor in_chans x H x W."""
+    pixels = np.array(image.convert("L" if in_chans == 1 else "RGB"))
+    return torch.from_numpy(pixels).view(*pixels.shape[:2], in_chans).permute(2, 0, 1).contiguous()
 
 
 def to_batch(
-    image: Image.Image, *, img_size: int, in_chans: int, mean: Sequence[float], std: Sequence[float]
+    image: Image.Image,
+    *,
+    img_size: int,
+    in_chans: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    crop_pct: float = 1.0,
 ) -> torch.Tensor:
     """A PIL image as a normalised batch of one: float 1 x in_chans x img_size x img_size."""
-    return normalise(to_pixels(image, img_size, in_chans)[None] / 255, mean, std)
+    return normalise(to_pixels(image, img_size, in_chans, crop_pct)[None] / 255, mean, std)
 
 
 def to_image(values: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> Image.Image:

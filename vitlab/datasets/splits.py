@@ -24,18 +24,17 @@ from sklearn.datasets import load_digits
 
 from vitlab import processes
 from vitlab.catalog import channel_statistics, describe
+from vitlab.checks import CROPPING
 from vitlab.cli import UserError
-from vitlab.config import TrainConfig
+from vitlab.config import CROP_PCT, CROP_SCALE, TrainConfig
 from vitlab.datasets.batches import Batches, FileBatches, TensorBatches
 from vitlab.datasets.cifar import cifar_folder, read_cifar
+from vitlab.datasets.decoding import DecodedFiles, count_workers, decode, fit_in_memory
 from vitlab.datasets.folders import (
     TEST_SEED,
-    DecodedFiles,
     FileIndex,
     FolderIndex,
-    count_workers,
     cut_test,
-    decode,
     find_copies,
     shorten,
     stratified_order,
@@ -123,6 +122,8 @@ def read_source(config: TrainConfig, folder: FileIndex | None, split: str, *othe
     if not folder:
         return Source(*read_split(config.dataset, config.data_path, train=split == "train"))
     room = config.cache_gb * 1e9 - sum(other.nbytes for other in others)
+    if split == "train" and config.random_crops:
+        room = 0
     source = Source(*decode(folder.splits[split], config, split, room))
     if split == "train" and (missing := folder.missing(source.files)):
         raise UserError(f"{config.data_path}: no training image of {missing[0]!r} can be read; add one, or remove it")
@@ -170,6 +171,29 @@ def stratified_subset(labels: torch.Tensor, n: int | None, flag: str, dataset: s
     return torch.from_numpy(stratified_order(labels, seed)[:n])
 
 
+def choose_crops(config: TrainConfig, folder: FileIndex | None) -> None:
+    """Set config.crop_scale and crop_pct, where they are left open, before training images are read: images that do
+    not fit in config.cache_gb are cropped at random from their files."""
+    if not folder and (config.random_crops or (config.crop_pct or 1) != 1):
+        raise UserError(
+            f"--crop_scale and --crop_pct are for image files, and {config.dataset} has none; leave them out"
+        )
+    room = config.cache_gb * 1e9
+    if folder and not config.crop_scale and not fit_in_memory(folder.splits["train"], config, room):
+        if config.augment in CROPPING:
+            config.crop_scale, config.crop_pct = CROP_SCALE, config.crop_pct or CROP_PCT
+
+
+def describe_crops(config: TrainConfig) -> list[str]:
+    """How files are cropped, as a line, unless they are scaled as a whole."""
+    if not config.random_crops:
+        return []
+    low, high = config.random_crops
+    return [
+        f"training images: random crops of {low:.0%} to {high:.0%} of a file; others: its middle {config.crop_pct:.1%}"
+    ]
+
+
 # ------------------------------------------------------------------------------------- mean and std
 
 
@@ -178,9 +202,17 @@ def measure(source: Source, config: TrainConfig, most: int = 2000) -> tuple[tupl
     some = source.take(torch.arange(0, len(source.labels), math.ceil(len(source.labels) / most)))
     images = some.images
     if images is None:
-        images = torch.stack([pixels for pixels, _, _ in DecodedFiles(some.files, config.img_size, config.in_chans)])
-    pixels = images.double() / 255
-    return tuple(pixels.mean((0, 2, 3)).tolist()), tuple(pixels.std((0, 2, 3)).clamp_min(1e-3).tolist())
+        images = DecodedFiles(some.files, config.img_size, config.in_chans, config.crop_pct)
+    counts = 0  # of each channel, how many pixels have which of the 256 values
+    for image in images:
+        pixels, _, error = image if isinstance(image, tuple) else (image, None, None)
+        if error:
+            raise UserError(error)
+        counts += torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in pixels])
+    n, values = counts[0].sum(), torch.arange(256).double() / 255
+    mean = (counts * values).sum(1) / n
+    std = ((counts * (values - mean[:, None]) ** 2).sum(1) / (n - 1)).sqrt()
+    return tuple(mean.tolist()), tuple(std.clamp_min(1e-3).tolist())
 
 
 # ------------------------------------------------------------------------------------------ batches
@@ -232,6 +264,8 @@ def load_data(
     mean, std = mean or config.mean, std or config.std
     to_measure = not (info.mean or (mean and std))
     folder = find_index(config.dataset, config.data_path)
+    if "train" in splits:
+        choose_crops(config, folder)
     sources = read_sources(config, {*splits, "train"} if to_measure else splits, folder)
     if not (mean and std):
         own = measure(sources["train"], config) if to_measure else (info.mean, info.std)
@@ -242,7 +276,7 @@ def load_data(
         if split in splits
     }
     notes = [f"there are no {split} images" for split in splits if not batches[split]]
-    notes += folder.notes if folder else ()
+    notes += [*folder.notes, *(describe_crops(config) if batches.get("train") else ())] if folder else ()
     if config.dataset == "folder":
         notes += find_copies({split: source.files for split, source in sources.items()})
     return Splits(
@@ -286,7 +320,9 @@ def make_batches(
         options.update(batch_size=evaluation_batch(config, device))
     labels = source.labels.to(device)
     if source.images is None:
-        options.update(in_chans=config.in_chans, num_workers=count_workers(config))
+        options.update(in_chans=config.in_chans, num_workers=count_workers(config), crop_pct=config.crop_pct)
+        if split == "train":
+            options.update(crop_scale=config.random_crops)
         return FileBatches(source.files, labels, **options)
     return TensorBatches(as_channels(source.images, config.in_chans).to(device), labels, **options)
 

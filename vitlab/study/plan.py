@@ -85,7 +85,8 @@ def finished_result(study: Study, cell: Cell, *, ignoring: Container[str] = ()) 
     if not (folder / "config.yaml").exists():
         return None
     before = yaml.safe_load((folder / "config.yaml").read_text())
-    names = [name for name in RECORDED if name not in ignoring]
+    chosen = [name for name in ("crop_scale", "crop_pct") if not getattr(cell.config, name)]  # by load_data
+    names = [name for name in RECORDED if name not in ignoring and name not in chosen]
     for name, (was, now) in changed_settings(before, cell.config, names).items():
         raise UserError(
             f"{study.folder} holds another study: {cell.name} had {flag(name)} {was}, not {now}; give another "

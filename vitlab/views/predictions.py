@@ -66,7 +66,7 @@ def predict_test_image(
     if explain:
         pictures = [folder / f"index-{index}.png"]
         title = f"{guesses[0][0]} {guesses[0][1]:.1%} (true: {label})"
-        seen = images.square(image, checkpoint.model.img_size)
+        seen = images.square(image, checkpoint.model.img_size, checkpoint.crop_pct)
         draw_prediction(checkpoint, batch, seen, title, pictures[0], explain)
     print(write_json(folder / f"index-{index}.json", row))
     return pictures
@@ -86,7 +86,7 @@ def predict_files(
     side = max(224, checkpoint.model.img_size)
     rows, pictures, unreadable = [], [], []
     prepared = (  # an image of many pixels is not kept
-        (file, checkpoint.batch(image), images.square(image, side) if explain else None)
+        (file, checkpoint.batch(image), images.square(image, side, checkpoint.crop_pct) if explain else None)
         for file, image in images.open_images(path, unreadable)
     )
     while chunk := list(itertools.islice(prepared, BATCH_SIZE)):

@@ -190,7 +190,8 @@ class View:
         else:
             with torch.no_grad():
                 logits = self.model(batch)
-        return Subject(name, images.square(image, side), batch, self.checkpoint.name(logits[0]), label, inside)
+        drawn = images.square(image, side, self.checkpoint.crop_pct)
+        return Subject(name, drawn, batch, self.checkpoint.name(logits[0]), label, inside)
 
     def test_images(self, *, low: int, default: int) -> tuple[torch.Tensor, torch.Tensor]:
         """--num_images test images, spread evenly over the split, and their labels: normalised n x in_chans x S x S,

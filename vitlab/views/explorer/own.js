@@ -14,7 +14,7 @@ export async function offerPhoto(file, { say, showOwn }) {
     return say(`${file.name} cannot be read as an image; choose a complete PNG, JPEG, WebP or GIF.`, true);
   }
   const pixels = await squarePixels(photo);
-  const side = Math.min(photo.width, photo.height);
+  const side = Math.min(photo.width, photo.height) * facts.cropPct;
   const before = byId("crop-before");
   const scale = 400 / Math.max(photo.width, photo.height);
   [before.width, before.height] = [Math.max(1, photo.width * scale), Math.max(1, photo.height * scale)];
@@ -85,6 +85,6 @@ export function makeDrawing({ showOwn }) {
   byId("draw-cancel").onclick = () => byId("drawing").close();
   byId("draw-use").onclick = async () => {
     byId("drawing").close();
-    await showOwn("your drawing", await squarePixels(cutOut(pad)));
+    await showOwn("your drawing", await squarePixels(cutOut(pad), { ...facts, cropPct: 1 }));
   };
 }

@@ -49,7 +49,7 @@ def pack(values: torch.Tensor, packing: str) -> bytes:
 def pack_images(checkpoint: Checkpoint, images: list[tuple[str, str | None, Image.Image]]) -> tuple[bytes, dict]:
     """What the page shows of the images, (name, true class or None, image): the bytes, and where they lie."""
     model, block, entries = checkpoint.model, bytearray(), []
-    pixels_of_all = [to_pixels(image, model.img_size, model.in_chans) for _, _, image in images]
+    pixels_of_all = [to_pixels(image, model.img_size, model.in_chans, checkpoint.crop_pct) for _, _, image in images]
     with torch.no_grad():
         shares = torch.stack([Program(checkpoint)(pixels[None])[0].softmax(-1) for pixels in pixels_of_all])
     targets = shares.amax(0).topk(min(len(checkpoint.classes), MOST_TARGETS)).indices.tolist()
@@ -74,6 +74,7 @@ def model_facts(checkpoint: Checkpoint) -> dict:
         "classes": list(checkpoint.classes),
         "size": model.img_size,
         "channels": model.in_chans,
+        "cropPct": checkpoint.crop_pct,
         "grid": model.grid_size,
         "layers": len(model.blocks),
         "heads": model.blocks[0].attn.num_heads,

@@ -29,10 +29,11 @@ function coefficients(length, start, span, size) {
 
 const clip = (sum) => Math.min(255, Math.max(0, Math.floor(sum / 2 ** BITS)));
 
-/** Pixels size x size x C of the middle square of a source, an ImageBitmap or a canvas. */
-export async function squarePixels(source, size = facts.size, channels = facts.channels) {
+/** Pixels size x size x C of the middle square of a source, an ImageBitmap or a canvas: a share cropPct of its short
+ * side. */
+export async function squarePixels(source, { size, channels, cropPct } = facts) {
   const { width, height } = source;
-  const side = Math.min(width, height);
+  const side = Math.min(width, height) * cropPct;
   const across = coefficients(width, (width - side) / 2, side, size);
   const down = coefficients(height, (height - side) / 2, side, size);
   const bottom = down.at(-1).first + down.at(-1).weights.length;
