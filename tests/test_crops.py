@@ -11,7 +11,6 @@ from sklearn.datasets import load_sample_images
 from torchvision.transforms import v2
 
 from vitlab.checkpoint import load_checkpoint
-from vitlab.checks import CROPPING
 from vitlab.cli import UserError
 from vitlab.config import TrainConfig
 from vitlab.datasets import augment
@@ -19,6 +18,7 @@ from vitlab.datasets.batches import FileBatches, TensorBatches
 from vitlab.datasets.decoding import crop_at_random
 from vitlab.datasets.images import open_image, square, to_pixels
 from vitlab.datasets.splits import load_data
+from vitlab.settings import CROPPING
 
 PHOTOS = [  # 640 x 427; smooth, so that half a pixel to the side makes little difference
     Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(3)) for pixels in load_sample_images().images

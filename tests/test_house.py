@@ -12,7 +12,6 @@ FLOORS = [
     ["vitlab.files", "vitlab.layout"],
     ["vitlab.hub"],
     ["vitlab.settings", "vitlab.catalog", "vitlab.processes"],
-    ["vitlab.checks"],
     ["vitlab.config"],
     ["vitlab.hardware", "vitlab.models", "vitlab.pt_files", "vitlab.checkpoint_flags"],
     ["vitlab.datasets", "vitlab.pictures", "vitlab.evaluation", "vitlab.attention"],

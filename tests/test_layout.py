@@ -2,14 +2,19 @@
 
 import os
 
+import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 
+from vitlab.catalog import describe
+from vitlab.checkpoint import Checkpoint
 from vitlab.cli import UserError
 from vitlab.config import TrainConfig
 from vitlab.datasets.folders import FolderIndex
 from vitlab.datasets.splits import load_data
 from vitlab.layout import find_layout
+from vitlab.models.registry import build_model
 
 
 def touch(root, *paths):
@@ -91,6 +96,79 @@ def test_tiny_imagenet_is_read_as_it_comes(tmp_path):
     assert f"{tmp_path / 'val'}: left out 1 not in val_annotations.txt" in index.notes
     sets = load_data(TrainConfig.create(dataset="folder", data_path=str(tmp_path), image_size=8))
     assert (len(sets.train.labels), len(sets.val.labels), len(sets.test.labels)) == (18, 2, 3)
+
+
+IDS = ("n01440764", "n02012849", "n03126707")
+WORDS = "n01440764{0}tench, Tinca tinca\nn02012849{0}crane\nn03126707{0}crane\nn09999999{0}unused\n"
+TRUTH = (2, 0, 1, 2)  # the classes of four validation images
+
+
+def imagenet(root, flat=True):
+    """A tiny copy of ImageNet as it is unpacked: train/ID/*.JPEG, and val/ flat or in such folders."""
+    touch(root, *(f"train/{name}/{name}_{i}.JPEG" for name in IDS for i in range(2)))
+    folders = ["val" if flat else f"val/{IDS[label]}" for label in TRUTH]
+    return touch(root, *(f"{folder}/ILSVRC2012_val_{i:08d}.JPEG" for i, folder in enumerate(folders, 1)))
+
+
+def write_kaggle(folder):
+    rows = [f"ILSVRC2012_val_{i:08d},{IDS[label]} 1 2 30 40 {IDS[0]} 5 6 7 8 " for i, label in enumerate(TRUTH, 1)]
+    (folder / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *reversed(rows)]) + "\n")
+    (folder / "LOC_synset_mapping.txt").write_text(WORDS.format(" "))
+
+
+def write_devkit(folder):
+    """The devkit's numbers follow another order than the names of the folders."""
+    folder.mkdir(parents=True)
+    synsets = np.zeros((4, 1), dtype=[("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O")])
+    for row, number, name in zip(synsets[:, 0], (1, 2, 3, 1001), (IDS[1], IDS[2], IDS[0], "n00001740")):
+        row["ILSVRC2012_ID"], row["WNID"], row["words"] = number, name, "..."
+    savemat(folder / "meta.mat", {"synsets": synsets})
+    numbers = [{1: 1, 2: 2, 0: 3}[label] for label in TRUTH]
+    (folder / "ILSVRC2012_validation_ground_truth.txt").write_text("".join(f"{number}\n" for number in numbers))
+
+
+@pytest.mark.parametrize("labels", ["folders", "kaggle", "kaggle above", "devkit"])
+def test_imagenet_is_read_as_it_is_unpacked(tmp_path, labels):
+    root = imagenet(tmp_path / "ILSVRC/Data/CLS-LOC", flat=labels != "folders")
+    touch(root, "test/ILSVRC2012_test_00000001.JPEG")  # Kaggle's, without labels
+    if "kaggle" in labels:
+        write_kaggle(tmp_path if "above" in labels else root)
+    elif labels == "devkit":
+        write_devkit(root / "ILSVRC2012_devkit_t12" / "data")
+    index = FolderIndex(root)
+    shown = ("tench", "crane (n02012849)", "crane (n03126707)")
+    assert index.classes == (shown if "kaggle" in labels else IDS) == describe("folder", root).classes
+    assert [len(index.splits[split] or ()) for split in ("train", "val", "test")] == [6, 0, 4]
+    truth = {f"ILSVRC2012_val_{i:08d}.JPEG": label for i, label in enumerate(TRUTH, 1)}
+    assert {file.name: label for file, label in index.splits["test"]} == truth
+    assert index.splits["train"][2][0] == root / f"train/{IDS[1]}/{IDS[1]}_0.JPEG"
+
+
+def test_imagenet_with_half_of_its_devkit_is_refused(tmp_path):
+    write_devkit(imagenet(tmp_path) / "data")
+    (tmp_path / "data/meta.mat").write_bytes((tmp_path / "data/meta.mat").read_bytes()[:200])
+    with pytest.raises(UserError, match="meta.mat cannot be read .*; unpack ILSVRC2012_devkit_t12 again"):
+        FolderIndex(tmp_path)
+    (tmp_path / "data/meta.mat").unlink()
+    with pytest.raises(UserError, match="needs meta.mat beside it"):
+        FolderIndex(tmp_path)
+    (tmp_path / "data/ILSVRC2012_validation_ground_truth.txt").unlink()
+    assert any("val is not used: it has no class folders" in note for note in FolderIndex(tmp_path).notes)
+
+
+def test_a_model_with_folders_for_class_names_is_still_tested(tmp_path):
+    """words.txt appears, or is read by a later version: the order is the same, and so are the classes."""
+    imagenet(tmp_path, flat=False)
+    config = TrainConfig.create(dataset="folder", data_path=str(tmp_path), img_size=8, mean=3 * [0.5], std=3 * [0.5])
+    model = build_model(config)
+    about = dict(path=tmp_path, model=model, config=config, mean=config.mean, std=config.std, history=[])
+    (tmp_path / "words.txt").write_text(WORDS.format("\t"))
+    names = describe("folder", tmp_path).classes
+    assert names[0] == "tench"
+    for classes in (IDS, names):
+        Checkpoint(classes=classes, **about).data_config()
+    with pytest.raises(UserError, match="must be the same"):
+        Checkpoint(classes=("tench", "crane", "heron"), **about).data_config()
 
 
 @pytest.mark.parametrize(

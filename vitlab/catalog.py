@@ -23,7 +23,8 @@ class DatasetInfo:
     mean, std: of its training images, one value per channel, for images in 0..1; () where they are measured when the
         set is read. Sources: docs/training.md.
     augment: without flips where a mirrored image is another class, or none.
-    defaults: the settings that suit it, where they differ from TrainConfig's."""
+    defaults: the settings that suit it, where they differ from TrainConfig's.
+    folders: of the classes, where these are called otherwise in words."""
 
     classes: tuple[str, ...]
     img_size: int | None
@@ -32,6 +33,7 @@ class DatasetInfo:
     std: tuple[float, ...]
     augment: str
     defaults: dict
+    folders: tuple[str, ...] = ()
 
 
 DATASETS = {
@@ -243,7 +245,8 @@ def describe(dataset: str | None, data_path: str | Path) -> DatasetInfo:
     if dataset == "hf":
         return dataclasses.replace(info, classes=open_hub(str(data_path)).classes)
     if dataset and not info.classes:
-        return dataclasses.replace(info, classes=find_layout(data_folder(dataset, data_path)).classes)
+        layout = find_layout(data_folder(dataset, data_path))
+        return dataclasses.replace(info, classes=layout.names, folders=layout.classes)
     return info
 
 

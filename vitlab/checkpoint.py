@@ -133,7 +133,9 @@ class Checkpoint:
             settings["data_path"] = self.config.data_path
         config = dataclasses.replace(self.config, **read_settings(settings))
         data = f"--data_path {config.data_path}" if config.dataset in AT_DATA_PATH else f"--dataset {config.dataset}"
-        check_classes(data, describe(config.dataset, config.data_path).classes, self.path, self.classes)
+        info = describe(config.dataset, config.data_path)
+        if self.classes != info.folders:  # a file of before class names in words
+            check_classes(data, info.classes, self.path, self.classes)
         return config
 
     def batch(self, image: Picture) -> torch.Tensor:

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitlab.catalog import ARGUMENTS, DATASETS, MODEL_DEFAULTS, DatasetInfo, describe
-from vitlab.checks import check_settings
 from vitlab.cli import Parser, UserError
-from vitlab.settings import read_yaml, setting, settings_of
+from vitlab.settings import check_settings, read_yaml, setting, settings_of
 
 CROP_SCALE, CROP_PCT = (0.08, 1.0), 0.875  # what images that do not fit in memory get
 GROUPS = ("data", "model", "recipe", "run")
@@ -208,7 +207,7 @@ class TrainConfig(RunSettings, RecipeSettings, ModelSettings, DataSettings):  # 
         config = cls(**{**defaults, **given})
         info = describe(dataset, config.data_path)
         config._fill_in(info)
-        check_settings(config, info)
+        check_settings(config, info.classes)
         return config
 
     @classmethod

@@ -1,12 +1,16 @@
-"""How a folder of images is laid out: its splits and its classes, by the names of folders alone.
+"""How a folder of images is laid out: its splits and its classes, by names of folders and files beside them.
 
 layout = find_layout("DIR")     # DIR/train/CLASS/* with DIR/test or DIR/val, or one tree DIR/CLASS/*
-layout.classes, layout.train, layout.val, layout.test, layout.notes
+layout.classes, layout.names, layout.train, layout.val, layout.test, layout.notes
+read_labels(layout.test)        # of ImageNet's val/ without class folders: {"ILSVRC2012_val_00000001.JPEG": ...}
 """
 
+import csv
 import os
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +23,12 @@ SPLIT_NAMES = {  # in any case, and before "set", "_data", "_images", ...
 }
 FOLDERS = {"tiny_imagenet": "tiny-imagenet-200", "cinic10": "CINIC-10"}  # named sets that are folders of images
 HIDDEN = (".", "__MACOSX", "@eaDir")  # how hidden names begin; the others are copies made by macOS and Synology
+TINY = "val_annotations.txt"  # Tiny ImageNet: name, tab, class, ...
+KAGGLE = "LOC_val_solution.csv"  # ImageId,PredictionString, the latter begins with the class
+DEVKIT = "ILSVRC2012_validation_ground_truth.txt"  # line i: the number of the class of image i
+SYNSETS = "meta.mat"  # of the same devkit: the classes by their numbers
+WORDS = ("LOC_synset_mapping.txt", "words.txt")  # a class, then a space or tab and its synonyms
+INSIDE = (".", "data", "ILSVRC2012_devkit_t12/data", "devkit/data")  # where they lie in a folder
 
 
 @dataclass(frozen=True)
@@ -26,7 +36,8 @@ class Layout:
     """Where the images of each split lie. test is None if it must be cut from the training images, val is None
     likewise; notes: lines about what is there and not used."""
 
-    classes: tuple[str, ...]  # sorted
+    classes: tuple[str, ...]  # the folders, sorted
+    names: tuple[str, ...]  # what they are called, see class_names
     train: Path
     val: Path | None = None
     test: Path | None = None
@@ -42,11 +53,6 @@ def class_folders(folder: Path) -> tuple[str, ...]:
     """The names of the folders in a folder, sorted, without hidden ones such as .git."""
     with os.scandir(folder) as entries:
         return tuple(sorted(entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name)))
-
-
-def annotations(folder: Path) -> Path:
-    """The file in which a split without class folders says which image is of which class, as Tiny ImageNet's val/."""
-    return folder / "val_annotations.txt"
 
 
 def data_folder(dataset: str, data_path: str | Path) -> Path:
@@ -80,7 +86,8 @@ def find_layout(data_path: str | Path) -> Layout:
         splits = split_folders(root)
         if "train" not in splits or not class_folders(splits["train"]):
             check_one_tree(root, splits)
-            return Layout(read_classes(root, root), root)
+            classes = read_classes(root, root)
+            return Layout(classes, class_names(root, classes), root)
         train = splits.pop("train")
         classes = read_classes(train, root)
         labelled = {split: folder for split, folder in splits.items() if is_labelled(folder, classes)}
@@ -92,7 +99,9 @@ def find_layout(data_path: str | Path) -> Layout:
     if not labelled:
         notes.append(f"the test split is a fifth of {train}, always the same")
     test = labelled.get("test", labelled.get("val"))
-    return Layout(classes, train, labelled["val"] if len(labelled) == 2 else None, test, tuple(notes))
+    return Layout(
+        classes, class_names(root, classes), train, labelled["val"] if len(labelled) == 2 else None, test, tuple(notes)
+    )
 
 
 def split_of(name: str) -> str | None:
@@ -116,7 +125,7 @@ def split_folders(root: Path) -> dict[str, Path]:
 def is_labelled(folder: Path, classes: tuple[str, ...]) -> bool:
     """Whether a split says of which class its images are. One folder that is no class, as test/images, does not."""
     inside = class_folders(folder)
-    return len(inside) > 1 or bool(set(inside) & set(classes)) or annotations(folder).is_file()
+    return len(inside) > 1 or bool(set(inside) & set(classes)) or label_file(folder) is not None
 
 
 def check_one_tree(root: Path, splits: dict[str, Path]) -> None:
@@ -167,3 +176,70 @@ def data_set_below(folder: Path) -> Path | None:
     if len(inside) == 1:
         return data_set_below(inside[0]) or (inside[0] if len(class_folders(inside[0])) > 1 else None)
     return None
+
+
+# ------------------------------------------------- files that tell labels, and the names of classes
+
+
+def find_file(folder: Path, name: str) -> Path | None:
+    """A file of that name in a folder or up to four above it (Kaggle unpacks val/ to ILSVRC/Data/CLS-LOC/), each with
+    the folders INSIDE it."""
+    places = (place / inside / name for place in [folder, *folder.absolute().parents[:4]] for inside in INSIDE)
+    return next((place for place in places if place.is_file()), None)
+
+
+def label_file(folder: Path) -> Path | None:
+    """The file that labels the images of a split without class folders; None if there is none."""
+    if (folder / TINY).is_file():
+        return folder / TINY
+    if any(folder.glob("ILSVRC2012_val_*")):
+        return find_file(folder, KAGGLE) or find_file(folder, DEVKIT)
+    return None
+
+
+def read_labels(folder: Path) -> dict[str, str]:
+    """The class of each image of such a split, by its file's name. UserError if label_file(folder) cannot be read."""
+    path = label_file(folder)
+    if path.name == DEVKIT:
+        return read_devkit(path)
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    if path.name == KAGGLE:
+        rows = ((row["ImageId"], (row["PredictionString"] or "").split()) for row in csv.DictReader(lines))
+        return {f"{name}.JPEG": words[0] for name, words in rows if words}
+    return {columns[0]: columns[1] for line in lines if len(columns := line.split("\t")) > 1}
+
+
+def read_devkit(path: Path) -> dict[str, str]:
+    """read_labels for the ground truth of ImageNet's devkit, whose numbers meta.mat beside it explains."""
+    synsets = path.with_name(SYNSETS)
+    if not synsets.is_file():
+        raise UserError(f"{path} needs {SYNSETS} beside it, from the same ILSVRC2012_devkit_t12; put it there")
+    from scipy.io import loadmat  # takes a while to import, and few sets need it
+
+    try:
+        rows = loadmat(synsets, squeeze_me=True)["synsets"]
+        name_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in rows}
+        numbers = map(int, path.read_text().split())
+        return {f"ILSVRC2012_val_{i:08d}.JPEG": name_of[number] for i, number in enumerate(numbers, start=1)}
+    except Exception as error:  # loadmat raises whatever it likes
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} and {SYNSETS} cannot be read ({reason}); unpack ILSVRC2012_devkit_t12 again") from None
+
+
+def class_names(root: Path, classes: Sequence[str]) -> tuple[str, ...]:
+    """What classes are called in words, where a file of WORDS in or above the folder `root` knows all of them: the
+    first synonym, with the class behind it where two would be called the same. Otherwise the classes themselves."""
+    for file in filter(None, (find_file(root, name) for name in WORDS)):
+        name_of = {name: words for name, words in read_words(file) if words}
+        if all(name in name_of for name in classes):
+            names = [name_of[name] for name in classes]
+            counts = Counter(names)
+            return tuple(word if counts[word] == 1 else f"{word} ({name})" for name, word in zip(classes, names))
+    return tuple(classes)
+
+
+def read_words(path: Path) -> Iterator[tuple[str, str]]:
+    """Pairs of class and first synonym from a file of WORDS."""
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        name, _, words = line.replace("\t", " ", 1).partition(" ")
+        yield name, words.split(",")[0].strip()

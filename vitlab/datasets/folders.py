@@ -11,7 +11,7 @@ import numpy as np
 
 from vitlab.cli import UserError
 from vitlab.datasets.images import count_others, find_images
-from vitlab.layout import annotations, class_folders, find_layout
+from vitlab.layout import class_folders, find_layout, label_file, read_labels
 
 MOST_COMPARED = 50_000  # files that find_copies looks at
 TEST_SEED = 0  # for cutting off test images: they are the same whatever the seed of a training
@@ -57,17 +57,18 @@ class FolderIndex(FileIndex):
     """The image files below a folder, sorted by class and path; the classes are sorted too.
 
     Layouts: DIR/train/CLASS/* with DIR/test or DIR/val (either is the test split; if both exist, val/ is the
-    validation split), or one tree DIR/CLASS/*, of which a fixed, stratified fifth is the test split.
+    validation split), or one tree DIR/CLASS/*, of which a fixed, stratified fifth is the test split. A split
+    without class folders may have a file of labels, as ImageNet's val/ and Tiny ImageNet's.
 
     Raises UserError if there are no classes, if a class has no images, or if train/ lacks a class.
     """
 
     def __init__(self, data_path: str | Path):
         layout = find_layout(data_path)
-        self.classes, self.notes = layout.classes, list(layout.notes)
+        self.folders, self.classes, self.notes = layout.classes, layout.names, list(layout.notes)
         files = self._list(layout.train)
         if missing := self.missing(files):
-            folder = layout.train / missing[0]
+            folder = layout.train / self.folders[self.classes.index(missing[0])]
             others = count_others(find_images(folder)[1])
             raise UserError(f"{folder} has no images{others and ', only ' + others}; fill it, or remove it everywhere")
         self.splits = {"train": files, "val": layout.val and self._list(layout.val)}
@@ -83,30 +84,25 @@ class FolderIndex(FileIndex):
     def _list(self, folder: Path) -> list[tuple[Path, int]]:
         """The images of a split, by its class folders or its file of annotations; notes what is no image."""
         names, pairs, others = class_folders(folder), [], collections.Counter()
-        if set(names) & set(self.classes) or not annotations(folder).is_file():
+        labels = label_file(folder)
+        if set(names) & set(self.folders) or not labels:
             for name in names:
                 files, no_images = find_images(folder / name)
                 pairs += [(file, name) for file in files]
                 others += no_images
         else:
-            name_of = read_annotations(folder)
+            name_of = read_labels(folder)
             names = name_of.values()
             files, others = find_images(folder)
             pairs = [(file, name_of[file.name]) for file in files if file.name in name_of]
-            others[f"not in {annotations(folder).name}"] = len(files) - len(pairs)
-            others -= {annotations(folder).suffix: 1}  # itself; and without what is 0
-        if unknown := set(names) - set(self.classes):
+            others[f"not in {labels.name}"] = len(files) - len(pairs)
+            others -= {labels.suffix: int(labels.parent == folder)}  # itself; and without what is 0
+        if unknown := set(names) - set(self.folders):
             raise UserError(f"{folder} has the class {min(unknown)!r}, which the training images lack; move it")
         if others:
             self.notes.append(f"{folder}: left out {count_others(others)}")
-        labels = {name: label for label, name in enumerate(self.classes)}
-        return sorted(((file, labels[name]) for file, name in pairs), key=lambda pair: (pair[1], pair[0]))
-
-
-def read_annotations(folder: Path) -> dict[str, str]:
-    """The class of each image by its file's name, from the lines of annotations(folder): name, tab, class, ..."""
-    lines = annotations(folder).read_text(encoding="utf-8", errors="replace").splitlines()
-    return {columns[0]: columns[1] for line in lines if len(columns := line.split("\t")) > 1}
+        label_of = {name: label for label, name in enumerate(self.folders)}
+        return sorted(((file, label_of[name]) for file, name in pairs), key=lambda pair: (pair[1], pair[0]))
 
 
 def shorten(names: Sequence[str], most: int = 10) -> str:

@@ -24,7 +24,6 @@ from sklearn.datasets import load_digits
 
 from vitlab import processes
 from vitlab.catalog import channel_statistics, describe
-from vitlab.checks import CROPPING
 from vitlab.cli import UserError
 from vitlab.config import CROP_PCT, CROP_SCALE, TrainConfig
 from vitlab.datasets.batches import Batches, FileBatches, TensorBatches
@@ -44,6 +43,7 @@ from vitlab.datasets.torchvision_sets import READERS, download_set, file_index, 
 from vitlab.hardware import find_device
 from vitlab.hub import open_hub
 from vitlab.layout import FOLDERS, data_folder
+from vitlab.settings import CROPPING
 
 # ---------------------------------------------------------------------------- the images of a split
 
