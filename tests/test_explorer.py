@@ -16,6 +16,7 @@ from sklearn.datasets import load_sample_images
 from test_export import reference
 
 from vitlab.attention.attribution import attention_rollout, grad_cam
+from vitlab.attention.faithfulness import area
 from vitlab.attention.maps import attention_distance, attention_entropy, features
 from vitlab.catalog import DATASETS
 from vitlab.checkpoint import load_checkpoint, save_checkpoint
@@ -23,7 +24,7 @@ from vitlab.config import TrainConfig
 from vitlab.datasets.images import open_image, to_pixels
 from vitlab.models.registry import build_model
 from vitlab.views.explorer.graphs import runtime_archive
-from vitlab.views.explorer.measure import EVIDENCE, INSIDE, measure
+from vitlab.views.explorer.measure import EVIDENCE, INSIDE, TESTED, measure, removal_curves
 from vitlab.views.explorer.page import MODULES, SOURCES, pack
 
 EVIL = ["<script>window.evil = 1</script>", "a \"quoted\" & 'single' </script> name", "x" * 300]
@@ -67,6 +68,32 @@ def test_the_numbers_are_those_of_the_other_commands(tmp_path, settings):
     torch.testing.assert_close(found["similarity"].diagonal(dim1=1, dim2=2), torch.ones(LAYERS + 1, GRID**2))
 
 
+def test_curves_are_what_hiding_by_hand_gives(tmp_path):
+    checkpoint = save_model(tmp_path / "m.pt")
+    pixels = to_pixels(Image.fromarray(load_sample_images().images[0]), SIZE, 3)
+    found = measure(checkpoint, pixels, range(10))
+    curves = removal_curves(checkpoint, pixels, found)
+    assert curves.shape == (2, len(TESTED) + 1, 17)
+    target = found["logits"].argmax()
+    maps = {
+        "attention": found["attention"][-1].mean(0)[0, 1:],
+        "rollout": found["rollout"][-1][0, 1:],
+        "grad_cam": found["grad_cam"][target].flatten(),
+    }
+    mean, step = torch.tensor(checkpoint.mean).mul(255), SIZE // GRID
+    for which, name in enumerate(TESTED):
+        order = maps[name].argsort(descending=True, stable=True).tolist()
+        for kind, changed in (("deletion", order[:20]), ("insertion", order[20:])):
+            seen = pixels.float()
+            for patch in changed:
+                row, column = (step * place for place in divmod(patch, GRID))
+                seen[:, row : row + step, column : column + step] = mean[:, None, None]
+            share = reference(checkpoint, seen[None])[0].softmax(-1)[target]
+            torch.testing.assert_close(curves[int(kind == "insertion"), which, 5], share, atol=1e-4, rtol=0)
+    torch.testing.assert_close(curves[0, -1, [0, -1]], curves[1, -1, [-1, 0]])
+    assert curves[:, :, 5].std() > 0.01
+
+
 def test_distance_and_entropy_of_known_attention():
     own, even = torch.eye(5)[None], torch.full((1, 5, 5), 0.2)  # CLS and 2 x 2 patches
     assert attention_distance(own).tolist() == [0] and attention_entropy(own).abs().max() < 1e-6
@@ -84,6 +111,7 @@ def test_packing_keeps_values_to_8_bits():
     )
     assert (np.abs(codes * scales - values.numpy()) <= values.amax(-1, keepdim=True).numpy() / 509).all()
     assert np.frombuffer(pack(torch.tensor([-1.0, 0.0, 1.0]), "cosine"), np.uint8)[:3].tolist() == [0, 128, 255]
+    assert np.frombuffer(pack(torch.tensor([0.0, 0.5, 1.0]), "share"), np.uint8)[:3].tolist() == [0, 128, 255]
 
 
 def test_modules_are_short_and_import_earlier_ones_alone():
@@ -220,15 +248,19 @@ def hover(tab, row, column, click=False):
 def test_predictions_and_attention_are_pytorchs(opened, explorer):
     _, checkpoint, pictures = explorer
     assert opened.evaluate("vit.classes") == list(checkpoint.classes)
-    answers = []
+    answers, attentions = [], []
     for i, picture in enumerate(pictures):
         pixels = to_pixels(open_image(picture), SIZE, 3)
         answers.append(shares(checkpoint, pixels))
         np.testing.assert_allclose(predict(opened, pixels), answers[-1], atol=1e-3)
         opened.evaluate("i => vit.show(i)", i)
         _, attention = reference(checkpoint, pixels[None], return_attention=True)
+        attentions.append(attention[0])
         found = opened.evaluate("Array.from(vit.attention(1, 2))")
         np.testing.assert_allclose(found, attention[0, 1, 2].flatten().numpy(), atol=1e-3)
+    distance = [attention_distance(values).flatten() for values in attentions]
+    means = opened.evaluate("JSON.parse(document.getElementById('facts').textContent).means.distance")
+    np.testing.assert_allclose(means, torch.stack(distance).mean(0).numpy(), atol=1e-4)
     assert np.std(answers, axis=0).max() > 0.02  # the pictures differ
     assert "there are 0 to 9" in opened.evaluate("vit.show(99).catch(error => error.message)")
     assert "has 32 x 32 x 3" in opened.evaluate("vit.predict(new Uint8Array(5)).catch(error => error.message)")
@@ -246,6 +278,7 @@ def test_pointer_keys_layer_and_head_change_what_is_drawn(opened):
         settle(opened)
         assert words in opened.inner_text("#sentence")
         seen.append(canvas(opened, "#maps canvas >> nth=0"))
+    assert opened.locator("#distance .dot").count() == opened.locator("#distance .ring").count() == LAYERS * HEADS
     opened.hover("#maps .stack >> nth=1", position={"x": 3, "y": 3})
     assert re.search(r"looked at by: row 1, column 1: [\d.]+ times uniform", opened.inner_text("#sentence"))
     for kind in ("rollout", "grad_cam", "gradient_rollout", "similarity"):
@@ -274,11 +307,25 @@ def test_a_hidden_patch_changes_the_answer_as_in_pytorch(opened, explorer):
 
 
 @pytest.mark.slow
-def test_a_map_is_tested_against_a_random_order(opened):
+def test_a_map_is_tested_against_random_orders(opened, explorer):
+    """By the curves that came with the page, and by the model in the page where there are none."""
+    _, checkpoint, pictures = explorer
+    pixels = to_pixels(open_image(pictures[0]), SIZE, 3)
+    curves = removal_curves(checkpoint, pixels, measure(checkpoint, pixels, [0]))
+    for which, kind in enumerate(TESTED):
+        opened.click(f"[data-kind={kind}]")
+        opened.click("#play-deletion")
+        until(opened, "document.querySelector('#belief-verdict').textContent.includes('mean of 5 random orders')")
+        found = re.search(r"area ([\d.]+), mean of 5 random orders ([\d.]+) ", opened.inner_text("#belief-verdict"))
+        assert [float(text) for text in found.groups()] == pytest.approx(
+            area(curves[0, [which, -1]]).tolist(), abs=0.01
+        )
+        lines = opened.eval_on_selector_all("#belief-curve polyline", "lines => lines.map(line => line.points.length)")
+        assert lines == [17, 17]
+    opened.click("[data-kind=attention]")
+    opened.click("#film button >> nth=0")
     opened.click("#play-deletion")
-    until(opened, "document.querySelector('#belief-verdict').textContent.includes('area')")
-    curves = opened.eval_on_selector_all("#belief-curve polyline", "lines => lines.map(line => line.points.length)")
-    assert curves == [17, 17]
+    until(opened, "document.querySelector('#belief-verdict').textContent.includes('one random order')")
 
 
 @pytest.mark.slow
@@ -431,4 +478,9 @@ def test_it_works_from_a_server_and_without_webassembly(browser, explorer):
     tab.evaluate("vit.show(3)")
     tab.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
     assert canvas(tab, "#maps canvas >> nth=0") != before
+    tab.click("#play-insertion")  # its curves were computed beforehand
+    until(tab, "document.querySelector('#belief-verdict').textContent.includes('mean of 5 random orders')")
+    tab.click("#film button >> nth=0")
+    until(tab, "document.querySelector('#play-insertion').disabled")
+    assert "need the model" in tab.inner_text("#belief-source")
     tab.close()

@@ -11,6 +11,7 @@ import { DECIDING, KINDS, firstPatch, isEvidence, state } from "./state.js";
 import { makeTour } from "./tour.js";
 
 const images = []; // those of the page, then the reader's own
+const QUIET_MS = 250; // without a new request, before all is computed: it holds the page for longer than a click may take
 let request = 0; // counts the changes of pixels: answers to earlier ones are dropped
 
 function say(text, wrong = false) {
@@ -75,9 +76,9 @@ async function needEvidence() {
 /** Show one of the images; resolves when the numbers of the page are its own. */
 async function show(index) {
   if (!images[index]) throw new RangeError(`image ${index}: there are 0 to ${images.length - 1}`);
-  const { name, label, pixels, inside } = images[index];
+  const { name, label, pixels, inside, curves = null } = images[index];
   const probabilities = inside ? softmax(inside.logits) : null;
-  Object.assign(state, { name, label, pixels, hidden: new Set(), index });
+  Object.assign(state, { name, label, pixels, curves, hidden: new Set(), index });
   Array.from(byId("thumbs").children).forEach((thumb, i) => thumb.setAttribute("aria-pressed", i === index));
   await compute(inside, probabilities);
 }
@@ -92,12 +93,13 @@ async function compute(known = null, probabilities = null) {
   await idle();
   if (mine !== request) return;
   if (!fresh) {
-    [state.probabilities] = await predict(now); // the answer first: it takes a fifth of the time
-    state.now = now;
-    redraw("image", "pointer", "classes");
-    await new Promise((drawn) => requestAnimationFrame(() => setTimeout(drawn)));
+    const [answer] = await predict(now); // the bars first: it takes a fifth of the time
     if (mine !== request) return;
+    Object.assign(state, { now, probabilities: answer });
+    for (const part of ["image", "classes"]) DRAWERS[part]();
   }
+  if (known || !fresh) await new Promise((done) => setTimeout(done, QUIET_MS));
+  if (mine !== request) return;
   const inside = await lookInside(now);
   if (mine === request) setNumbers(now, { ...inside, evidence: known?.evidence ?? inside.evidence }, softmax(inside.logits), fresh);
 }

@@ -4,10 +4,11 @@ import { facts } from "./data.js";
 import { axes, byId, drawPixels, percent, svg } from "./draw.js";
 import { hasModel, predict } from "./model.js";
 import { replacePatches } from "./pixels.js";
-import { mapsNow, state } from "./state.js";
+import { DECIDING, curvesBeforehand, mapsNow, state, tokenName } from "./state.js";
 
-const STEPS = 16;
+const STEPS = Math.min(16, facts.grid ** 2);
 const FRAME_MS = 90; // at least, so that one can follow
+const BEFOREHAND = `Computed beforehand: for the page’s own images, nothing hidden and the likeliest class, attention (mean of heads) and rollout of ${tokenName(DECIDING)} in the last layer, and Grad-CAM.`;
 let playing = 0; // counts the plays: an earlier one stops where a later one has begun
 
 export function drawBelief() {
@@ -15,8 +16,12 @@ export function drawBelief() {
   const tested = mapsNow()[0]?.title ?? "the map above";
   byId("belief-hint").textContent =
     `A map that is true to the model ranks first what the model needs: hide those patches, and “${chosen}” should fall faster than in random order. ` +
-    `Tested now: “${tested}”, the first map above. Change its kind, layer, head or token, and try again.`;
-  for (const id of ["play-deletion", "play-insertion"]) byId(id).disabled = !hasModel();
+    `Tested now: “${tested}”, the first map above. Change its kind, layer, head or token, and try again. `;
+  const beforehand = curvesBeforehand("deletion");
+  byId("belief-source").textContent = beforehand
+    ? `The curves of this map were computed beforehand (8 bits), next to the mean of ${facts.randomOrders} random orders.`
+    : `${hasModel() ? "The model computes these curves as they play, next to one random order." : "Curves of this map need the model, which does not run here."} ${BEFOREHAND}`;
+  for (const id of ["play-deletion", "play-insertion"]) byId(id).disabled = !hasModel() && !beforehand;
 }
 
 /** Forget the last curve: it was of another image or map. */
@@ -24,7 +29,7 @@ export function clearBelief() {
   playing += 1;
   for (const id of ["belief-map", "belief-random"]) drawPixels(byId(id), state.now);
   drawCurves([[], []]);
-  byId("belief-verdict").textContent = hasModel() ? "" : "This needs the model, which does not run here.";
+  byId("belief-verdict").textContent = "";
 }
 
 function drawCurves(curves) {
@@ -52,18 +57,16 @@ export async function play(kind) {
   const atRandom = byMap.map((patch) => [Math.random(), patch]).sort((a, b) => a[0] - b[0]).map(([, patch]) => patch);
   const blank = replacePatches(pixels, byMap);
   const [start, source] = kind === "deletion" ? [pixels, null] : [blank, pixels];
+  const beforehand = curvesBeforehand(kind);
   const curves = [[], []];
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
   for (let step = 0; step <= STEPS; step++) {
     const began = performance.now();
     const count = Math.round((patches * step) / STEPS);
     const images = [byMap, atRandom].map((order) => replacePatches(start, order.slice(0, count), source));
-    const pair = new Uint8Array(2 * pixels.length);
-    pair.set(images[0]);
-    pair.set(images[1], pixels.length);
-    const shares = await predict(pair);
+    const shares = beforehand ? [beforehand.map[step], beforehand.random[step]] : await probabilitiesOf(images, target);
     if (mine !== playing) return null;
-    shares.forEach((probabilities, i) => curves[i].push(probabilities[target]));
+    shares.forEach((share, i) => curves[i].push(share));
     if (!still || step === STEPS) {
       drawPixels(byId("belief-map"), images[0]);
       drawPixels(byId("belief-random"), images[1]);
@@ -74,14 +77,23 @@ export async function play(kind) {
     if (mine !== playing) return null;
   }
   const [map, random] = curves.map(area);
-  byId("belief-verdict").textContent = verdict(kind, title, map, random);
+  const orders = beforehand ? `mean of ${facts.randomOrders} random orders` : "one random order";
+  byId("belief-verdict").textContent = verdict(kind, title, map, random, orders);
   byId("belief-curve").setAttribute("aria-label", `${kind}: area ${map.toFixed(2)} in the map’s order, ${random.toFixed(2)} in random order`);
   return { map, random };
 }
 
-function verdict(kind, title, map, random) {
+/** The model's probability of a class in each of two images. */
+async function probabilitiesOf(images, target) {
+  const pair = new Uint8Array(2 * images[0].length);
+  pair.set(images[0]);
+  pair.set(images[1], images[0].length);
+  return (await predict(pair)).map((probabilities) => probabilities[target]);
+}
+
+function verdict(kind, title, map, random, orders) {
   const gain = kind === "deletion" ? random - map : map - random;
   const judgement = gain > 0.05 ? "better than chance, on this image" : gain < -0.05 ? "worse than chance, on this image" : "about as good as chance, on this image";
   const good = kind === "deletion" ? "lower" : "higher";
-  return `“${title}”: area ${map.toFixed(2)}, one random order ${random.toFixed(2)} (${good} is better): ${judgement}.`;
+  return `“${title}”: area ${map.toFixed(2)}, ${orders} ${random.toFixed(2)} (${good} is better): ${judgement}.`;
 }

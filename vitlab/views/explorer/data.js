@@ -22,13 +22,14 @@ export function joinPlanes(planes) {
 }
 
 /** One array of an image. How it was packed: "u8" as it is, "f32" as it is, "rows" 8 bits with a scale for each row,
- *  "cosine" 8 bits from -1 to 1. */
+ *  "cosine" 8 bits from -1 to 1, "share" 8 bits from 0 to 1. */
 function unpack(bytes, { packing, offset, shape }) {
   const length = shape.reduce((a, b) => a * b, 1);
   const start = bytes.byteOffset + offset;
   if (packing === "u8") return bytes.subarray(offset, offset + length);
   if (packing === "f32") return new Float32Array(bytes.buffer, start, length);
   const codes = bytes.subarray(offset, offset + length);
+  if (packing === "share") return Float32Array.from(codes, (code) => code / 255);
   const values = new Float32Array(length);
   if (packing === "cosine") {
     for (let i = 0; i < length; i++) values[i] = (codes[i] * 2) / 255 - 1;
@@ -40,12 +41,13 @@ function unpack(bytes, { packing, offset, shape }) {
   return values;
 }
 
-/** The images that the page came with: [{name, label, pixels, inside}], `inside` being what the model computed. */
+/** The images that the page came with: [{name, label, pixels, curves, inside}], `inside` being what the model computed
+ *  and `curves` measure.py's removal_curves, flat. */
 export async function readImages() {
   const bytes = await readPart("images");
   return facts.images.map(({ name, label, arrays }) => {
     const inside = Object.fromEntries(Object.entries(arrays).map(([key, how]) => [key, unpack(bytes, how)]));
-    const { pixels, gradient_rollout, grad_cam, ...rest } = inside;
+    const { pixels, curves, gradient_rollout, grad_cam, ...rest } = inside;
     const patches = facts.grid ** 2;
     const evidence = new Map(
       facts.targets.map((target, i) => [
@@ -56,6 +58,6 @@ export async function readImages() {
         },
       ]),
     );
-    return { name, label, pixels, inside: { ...rest, evidence } };
+    return { name, label, pixels, curves, inside: { ...rest, evidence } };
   });
 }

@@ -10,9 +10,11 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from vitlab.attention.attribution import attention_gradients, attention_rollout, gradient_rollout
+from vitlab.attention.faithfulness import removal_curve
 from vitlab.attention.maps import (
     attention_distance,
     attention_entropy,
+    attention_from,
     last_tokens,
     look,
     pool_weights,
@@ -24,6 +26,9 @@ from vitlab.export.program import Program
 
 INSIDE = ("logits", "attention", "rollout", "weights", "lens", "similarity", "distance", "entropy")  # of Inside
 EVIDENCE = ("gradient_rollout", "grad_cam")  # of Evidence
+TESTED = ("attention", "rollout", "grad_cam")  # the maps whose removal curves are computed beforehand
+AT_ONCE = 5  # classes, whose gradients fill the memory
+RANDOM_ORDERS = 5  # whose mean curve they are held against
 
 
 class Inside(Program):
@@ -63,13 +68,13 @@ class Inside(Program):
 
 
 class Evidence(Program):
-    """uint8 1 x channels x S x S and a class, int64 of shape 1 -> what is named in EVIDENCE, both G x G: gradient
+    """uint8 B x channels x S x S and a class of each, int64 B -> what is named in EVIDENCE, both B x G x G: gradient
     rollout, and Grad-CAM without what speaks against the class."""
 
     def forward(self, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
         images = self.normalise(images)
         relevance = gradient_rollout(*attention_gradients(self.model, images, targets))
-        return to_grid(relevance)[0].detach(), self.grad_cam(images, targets)[0]
+        return to_grid(relevance).detach(), self.grad_cam(images, targets)
 
     def grad_cam(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """attribution.grad_cam, B x G x G, without captum, which cannot be traced."""
@@ -91,5 +96,29 @@ def measure(checkpoint: Checkpoint, pixels: torch.Tensor, targets: Sequence[int]
     with torch.no_grad():
         found = dict(zip(INSIDE, Inside(checkpoint)(pixels[None])))
     evidence = Evidence(checkpoint)
-    maps = zip(*(evidence(pixels[None], torch.tensor([target])) for target in targets))
-    return found | {name: torch.stack(several) for name, several in zip(EVIDENCE, maps)}
+    maps = zip(*(evidence(pixels.expand(len(few), -1, -1, -1), few) for few in torch.tensor(targets).split(AT_ONCE)))
+    return found | {name: torch.cat(several) for name, several in zip(EVIDENCE, maps)}
+
+
+def removal_curves(checkpoint: Checkpoint, pixels: torch.Tensor, found: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Deletion and insertion (faithfulness.removal_curve) of the likeliest class of one image, uint8 channels x S x S:
+    2 x maps x points. The maps are those of TESTED, of the last layer, heads averaged, and of what the head reads; the
+    last curve is the mean of RANDOM_ORDERS. found: what measure gave."""
+    model, target = checkpoint.model, found["logits"].argmax().view(1)
+    both = torch.stack([found["attention"][-1].mean(0), found["rollout"][-1]])
+    seen = to_grid(attention_from(both[None], found["weights"][None])[0])
+    evidence = Evidence(checkpoint)
+    image = evidence.normalise(pixels[None])
+    maps = torch.cat([seen, evidence.grad_cam(image, target)]).flatten(1)
+    draws = torch.rand(RANDOM_ORDERS, maps.shape[1], generator=torch.Generator().manual_seed(0))
+    orders = torch.cat([maps, draws]).argsort(dim=1, descending=True, stable=True)
+
+    def curve(start, end, orders):
+        start, end = (values.expand(len(orders), -1, -1, -1) for values in (start, end))
+        return removal_curve(model, start, end, orders, target.expand(len(orders)))
+
+    blank = torch.zeros_like(image)
+    deletion, random = curve(image, blank, orders).split([len(TESTED), RANDOM_ORDERS])
+    insertion, random = curve(blank, image, orders[: len(TESTED)]), random.mean(dim=0, keepdim=True)
+    # Uncovering in some order is hiding in the reversed one, which is random too, read backwards
+    return torch.stack([torch.cat([deletion, random]), torch.cat([insertion, random.flip(1)])])

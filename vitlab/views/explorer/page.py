@@ -21,19 +21,25 @@ from vitlab.export.program import Program
 from vitlab.files import write_text
 from vitlab.pictures.tiles import TIMES_MEAN, TIMES_UNIFORM, Scale
 from vitlab.views.explorer.graphs import find_runtime, make_graphs
-from vitlab.views.explorer.measure import measure
+from vitlab.views.explorer.measure import RANDOM_ORDERS, TESTED, measure, removal_curves
 from vitlab.views.view import View
 
 SOURCES = Path(__file__).parent
 MODULES = "data model pixels state draw panels belief tour own app".split()  # those that others import come first
-PACKINGS = {"pixels": "u8", "attention": "rows", "rollout": "rows", "similarity": "cosine"}  # others: float32
+PACKINGS = {  # others: float32
+    "pixels": "u8",
+    "attention": "rows",
+    "rollout": "rows",
+    "similarity": "cosine",
+    "curves": "share",
+}
 NUM_IMAGES = 10  # test images, if the user does not say how many
 MOST_TARGETS = 20  # with more classes, evidence is computed beforehand for the likeliest alone
 
 
 def pack(values: torch.Tensor, packing: str) -> bytes:
     """An array as bytes: "u8" and "f32" as they are; "rows" with 8 bits, 255 being the row's largest value, then the
-    scale of each row in float32; "cosine" with 8 bits for -1 to 1. Padded to 4 bytes."""
+    scale of each row in float32; "cosine" with 8 bits for -1 to 1, "share" for 0 to 1. Padded to 4 bytes."""
     array, scales = values.detach().numpy(), b""
     if packing == "f32":
         return array.astype("<f4").tobytes()
@@ -42,27 +48,33 @@ def pack(values: torch.Tensor, packing: str) -> bytes:
         array, scales = array / scale.clip(1e-12), scale.tobytes()
     elif packing == "cosine":
         array = (array + 1) * 127.5
+    elif packing == "share":
+        array = array * 255
     codes = array.round().clip(0, 255).astype(np.uint8).tobytes()
     return codes + bytes(-len(codes) % 4) + scales
 
 
 def pack_images(checkpoint: Checkpoint, images: list[tuple[str, str | None, Image.Image]]) -> tuple[bytes, dict]:
     """What the page shows of the images, (name, true class or None, image): the bytes, and where they lie."""
-    model, block, entries = checkpoint.model, bytearray(), []
+    model, block, entries, heads = checkpoint.model, bytearray(), [], []
     pixels_of_all = [to_pixels(image, model.img_size, model.in_chans, checkpoint.crop_pct) for _, _, image in images]
     with torch.no_grad():
         shares = torch.stack([Program(checkpoint)(pixels[None])[0].softmax(-1) for pixels in pixels_of_all])
     targets = shares.amax(0).topk(min(len(checkpoint.classes), MOST_TARGETS)).indices.tolist()
     progress = tqdm(zip(images, pixels_of_all), desc="images", total=len(images), leave=False, disable=None)
     for (name, label, _), pixels in progress:
-        arrays = {"pixels": pixels.permute(1, 2, 0), **measure(checkpoint, pixels, targets)}
+        found = measure(checkpoint, pixels, targets)
+        curves = removal_curves(checkpoint, pixels, found)
+        heads.append(torch.stack([found["distance"], found["entropy"]]))
+        arrays = {"pixels": pixels.permute(1, 2, 0), **found, "curves": curves}
         entry = {"name": name, "label": label, "arrays": {}}
         for key, values in arrays.items():
             packing = PACKINGS.get(key, "f32")
             entry["arrays"][key] = {"packing": packing, "offset": len(block), "shape": list(values.shape)}
             block += pack(values, packing)
         entries.append(entry)
-    return bytes(block), {"images": entries, "targets": targets}
+    means = dict(zip(("distance", "entropy"), torch.stack(heads).mean(0).flatten(1).tolist()))  # L * H values each
+    return bytes(block), {"images": entries, "targets": targets, "means": means}
 
 
 def model_facts(checkpoint: Checkpoint) -> dict:
@@ -84,6 +96,8 @@ def model_facts(checkpoint: Checkpoint) -> dict:
         "pool": model.pool,
         "pooled": describe_pool(model),
         "stem": config.stem,
+        "tested": list(TESTED),
+        "randomOrders": RANDOM_ORDERS,
         "meanColour": [round(255 * value) for value in checkpoint.mean],
         "scales": {"uniform": colour_scale(TIMES_UNIFORM), "mean": colour_scale(TIMES_MEAN), "cosine": COSINE},
     }
@@ -114,11 +128,15 @@ def bundle() -> str:
 
 def make_page(checkpoint: Checkpoint, images: list[tuple[str, str | None, Image.Image]]) -> str:
     """The page: a complete HTML document that asks for nothing from outside."""
+    print(f"1 of 3: what the model sees in {len(images)} images", flush=True)
     block, about = pack_images(checkpoint, images)
     facts = json.dumps(model_facts(checkpoint) | about).replace("<", "\\u003c")
-    parts = {"images": block, **make_graphs(checkpoint), **find_runtime()}
+    print("2 of 3: the model as a program that browsers run; this takes longest", flush=True)
+    graphs = make_graphs(checkpoint)
+    print("3 of 3: packing", flush=True)
+    parts = {"images": block, **graphs, **find_runtime()}
     packed = "\n".join(
-        f'<script type="text/plain" id="{name}">{base64.b64encode(gzip.compress(data, mtime=0)).decode()}</script>'
+        f'<script type="text/plain" id="{name}">{base64.b64encode(gzip.compress(data, 6, mtime=0)).decode()}</script>'
         for name, data in parts.items()
     )
     fill = {

@@ -143,23 +143,28 @@ export function drawHeads(choose) {
   }
 }
 
-/** Distance and entropy of every head by layer (Dosovitskiy et al., figure 7, for this image). */
+/** Distance and entropy of every head by layer: as dots the means over the page's images, as Dosovitskiy et al.,
+ *  figure 7, average; as rings those of the image shown. */
 export function drawHeadCharts(choose) {
+  const changed = state.hidden.size ? ", with what is hidden" : "";
+  byId("charts-hint").textContent = `Dots: mean over the ${facts.images.length} images that came with the page. Rings: the image shown${changed}.`;
   const xs = Array.from({ length: facts.layers }, (_, i) => i + 1);
-  const far = Math.ceil(Math.max(...state.inside.distance, 1));
-  for (const [id, values, top] of [["distance", state.inside.distance, far], ["entropy", state.inside.entropy, 1]]) {
+  const far = Math.ceil(Math.max(...state.inside.distance, ...facts.means.distance, 1));
+  for (const [id, top] of [["distance", far], ["entropy", 1]]) {
+    const values = facts.means[id];
     const chart = byId(id);
     const { x, y } = axes(chart, { xs, top, left: (v) => v.toFixed(1), bottom: String, label: "layer" });
     values.forEach((value, at) => {
       const [layer, head] = [Math.floor(at / facts.heads) + 1, at % facts.heads];
       const now = layer === state.layer && head === state.head;
-      const dot = svg("circle", { cx: x(layer), cy: y(value), r: now ? 6 : 4.5, class: now ? "dot now" : "dot" });
-      dot.append(svg("title", {}, `layer ${layer}, head ${head + 1}: ${value.toFixed(2)}`));
+      const dot = svg("circle", { cx: x(layer), cy: y(value), r: now ? 5 : 3.5, class: now ? "dot now" : "dot" });
+      const here = state.inside[id][at];
+      dot.append(svg("title", {}, `layer ${layer}, head ${head + 1}: mean ${value.toFixed(2)}, this image ${here.toFixed(2)}`));
       dot.addEventListener("click", () => choose({ kind: "attention", layer, head }));
-      chart.append(dot);
+      chart.append(dot, svg("circle", { cx: x(layer), cy: y(here), r: now ? 7 : 5, class: now ? "ring now" : "ring" }));
     });
     const low = Math.min(...values).toFixed(2);
-    chart.setAttribute("aria-label", `${id} of ${values.length} heads by layer, from ${low} to ${Math.max(...values).toFixed(2)}`);
+    chart.setAttribute("aria-label", `${id} of ${values.length} heads by layer, mean over ${facts.images.length} images, from ${low} to ${Math.max(...values).toFixed(2)}`);
   }
 }
 

@@ -18,6 +18,7 @@ export const state = {
   name: "",
   label: null,
   pixels: null, // of the image, nothing hidden
+  curves: null, // of deletion and insertion, if they were computed beforehand
   now: null, // with the hidden patches
   inside: null, // of `now`
   before: null, // class probabilities with nothing hidden
@@ -79,6 +80,21 @@ export function similarityMap(inside, layer, token) {
 export function timesMean(values) {
   const mean = values.reduce((a, b) => a + b, 0) / values.length;
   return Float32Array.from(values, (value) => (mean > 0 ? value / mean : 0));
+}
+
+/** The curves {map, random} of the map that is shown, computed beforehand in Python (measure.py: removal_curves); null
+ *  where there are none. */
+export function curvesBeforehand(deed) {
+  const { curves, hidden, before, target, kind, layer, head, token } = state;
+  const which = facts.tested.indexOf(kind);
+  if (!curves || hidden.size || which < 0 || target !== before.indexOf(Math.max(...before))) return null;
+  if (!isEvidence(kind) && (token !== DECIDING || layer !== facts.layers)) return null;
+  if (kind === "attention" && head !== "mean") return null;
+  const rows = facts.tested.length + 1;
+  const points = curves.length / (2 * rows);
+  const curve = (row) => curves.subarray(row * points, (row + 1) * points);
+  const first = deed === "deletion" ? 0 : rows;
+  return { map: curve(first + which), random: curve(first + rows - 1) };
 }
 
 /** The maps to draw: [{title, values (P), all (N or P), scale}]; empty where evidence is not computed yet. */
