@@ -414,9 +414,9 @@ def test_cutmix_needs_two_classes():
 def test_every_config_can_be_trained(tmp_path):
     """Each file of configs/ is read, builds its model, and takes a few steps on which the loss falls: of ImageNet's
     on a folder of our own, with 2 of the 12 blocks."""
-    for name in ("n01440764/1.JPEG", "n01443537/1.JPEG"):
-        (tmp_path / name).parent.mkdir()
-        (tmp_path / name).touch()
+    for number in range(10):
+        (tmp_path / f"n{number}").mkdir()
+        (tmp_path / f"n{number}" / "1.JPEG").touch()
     files = sorted(set((ROOT / "configs").rglob("*.yaml")) - set((ROOT / "configs").rglob("compare*")))
     assert files
     for file in files:
@@ -426,7 +426,7 @@ def test_every_config_can_be_trained(tmp_path):
         config.folder_name == file.stem or pytest.fail(f"{file.name} trains {config.folder_name}")
         config = dataclasses.replace(config, device="cpu", ema_decay=0.0)
         if of_own:
-            config = dataclasses.replace(config, depth=2, learning_rate=1e-4)  # as early in its warmup
+            config = dataclasses.replace(config, depth=2, learning_rate=1e-5)  # as early in its warmup
         model = build_model(config).train()
         optimizers = make_optimizers(model, config)
         images = torch.randn(2, config.in_chans, config.img_size, config.img_size)
