@@ -19,7 +19,7 @@ export function drawBelief() {
     `Tested now: “${tested}”, the first map above. Change its kind, layer, head or token, and try again. `;
   const beforehand = curvesBeforehand("deletion");
   byId("belief-source").textContent = beforehand
-    ? `The curves of this map were computed beforehand (8 bits), next to the mean of ${facts.randomOrders} random orders.`
+    ? `The curves of this map were computed beforehand (8 bits), next to the mean of ${facts.randomOrders} random orders; the picture shows one more.`
     : `${hasModel() ? "The model computes these curves as they play, next to one random order." : "Curves of this map need the model, which does not run here."} ${BEFOREHAND}`;
   for (const id of ["play-deletion", "play-insertion"]) byId(id).disabled = !hasModel() && !beforehand;
 }
