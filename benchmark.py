@@ -3,6 +3,7 @@
     python benchmark.py                       # the default model, batch 128, on the device there is
     python benchmark.py --device cpu --rounds 20
     python benchmark.py --cold_start          # only how long the scripts take to begin
+    python benchmark.py --loader DIR          # only how fast the images of a folder are read
     python benchmark.py --operations --config configs/vit-plain-cpu-32-cifar10.yaml   # only where a step's time goes
 
 The candidates take turns, one step each a round, so that a machine that slows down slows all of
@@ -15,6 +16,9 @@ output/benchmark/report.json.
 
 --operations instead runs each stage of a training step alone: its share of the step, its GFLOP/s, and how much of the
 rate of a large matrix product that is.
+
+--loader reads the training images of a folder at 224 pixels (--image_size), cropped at random from their files, next to
+torchvision's ImageFolder in a DataLoader with as many workers.
 
 Then each augmentation policy's time, as a share of our step, and the time of attention extraction with a
 model of 12 blocks: the attention of 100 images, and a GIF of it.
@@ -40,6 +44,17 @@ from vitlab.config import SETTINGS, TrainConfig, add_flags
 from vitlab.files import write_json
 from vitlab.settings import read_yaml
 
+LOADER = dict(  # settings of --loader, but for the flags
+    dataset="folder",
+    device="cpu",
+    img_size=224,
+    patch_size=16,
+    augment="crop-flip",
+    crop_scale=(0.08, 1.0),
+    val_split=0.0,
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+)
 ROOT = Path(__file__).resolve().parent
 
 
@@ -127,7 +142,7 @@ def print_operations(report: dict, batch_size: int) -> None:
 
 
 def parse_args() -> tuple[TrainConfig, int, dict]:
-    """(the config, --rounds, which part alone is asked for: {"cold_start": bool, "operations": bool})"""
+    """(the config, --rounds, which part alone is asked for: {"cold_start": bool, "operations": bool, "loader": DIR})"""
     parser = Parser(description=__doc__)
     parser.add_argument(
         "--rounds",
@@ -137,13 +152,17 @@ def parse_args() -> tuple[TrainConfig, int, dict]:
     )
     parser.add_argument("--cold_start", action="store_true", help="measure only how long the scripts take to begin")
     parser.add_argument("--operations", action="store_true", help="measure only the stages of a training step")
+    parser.add_argument("--loader", metavar="DIR", help="measure only how fast the images of this folder are read")
     parser.add_argument("--config", metavar="FILE.yaml", help="settings to start from")
-    settings = ("batch_size", "augment", "optimizer", "learning_rate", "device", "amp", "output_path")
+    settings = ("batch_size", "augment", "optimizer", "learning_rate", "device", "amp", "output_path", "num_workers")
     add_flags(parser, (*settings, *ARGUMENTS["vit"]))
     flags = vars(parser.parse_args())
     file = read_yaml(flags["config"]) if flags["config"] else {}
-    config = TrainConfig.create(file, {name: value for name, value in flags.items() if name in SETTINGS})
-    return config, flags["rounds"], {name: flags[name] for name in ("cold_start", "operations")}
+    given = {name: value for name, value in flags.items() if name in SETTINGS}
+    if flags["loader"]:
+        given = {**LOADER, **given, "data_path": flags["loader"]}
+    only = {name: flags[name] for name in ("cold_start", "operations", "loader")}
+    return TrainConfig.create(file, given), flags["rounds"], only
 
 
 def main():
@@ -162,6 +181,13 @@ def main():
     from vitlab import speed
     from vitlab.hardware import describe_hardware, describe_precision, fast_training, find_device, pick_amp
 
+    if only["loader"]:
+        seconds = speed.time_loaders(config, rounds)
+        n = len(speed.torchvision_loader(config).dataset)
+        print(f"{n} images at {config.img_size} pixels, {config.num_workers} workers, {rounds} rounds")
+        measured = summarise_steps(seconds, n)
+        print(write_json(path, {**others, "loader": {"config": vars(config), "passes": measured}}))
+        return 0
     device = find_device(config.device)
     amp = pick_amp(device, config.amp)
     images = torch.randn(config.batch_size, config.in_chans, config.img_size, config.img_size, device=device)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT, assert_refused, run
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 import benchmark
@@ -56,6 +57,20 @@ def test_the_stages_of_a_step_have_all_its_operations(stem):
     stem_stages = ["stem, proj"] if stem == "linear" else ["stem, act0", "stem, act1"]
     assert {"augmentation", *stem_stages, "blocks, attn", "blocks, mlp", "optimiser"} < set(stages)
     assert measured["seconds"] > 0 and measured["matmul_gflops"] > 0
+
+
+def test_both_loaders_read_every_training_image_once(tmp_path):
+    for i in range(10):
+        for part in ("train", "val"):
+            file = tmp_path / "set" / part / f"class{i % 2}" / f"{i}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 30), (25 * i, 0, 0)).save(file)
+    flags = "--rounds 2 --batch_size 4 --num_workers 1 --image_size 32 --output_path".split()
+    done = run("benchmark.py", "--loader", tmp_path / "set", *flags, tmp_path)
+    assert done.returncode == 0, done.stderr
+    passes = json.loads((tmp_path / "benchmark/report.json").read_text())["loader"]["passes"]
+    assert {name: len(row["seconds"]) for name, row in passes.items()} == {"ours": 2, "torchvision": 2}
+    assert_refused(run("benchmark.py", "--loader", tmp_path / "nowhere"), "nowhere", "is not a folder")
 
 
 def test_a_process_is_timed_and_its_memory_measured():

@@ -64,7 +64,7 @@ def test_the_crop_is_torchvisions(tmp_path):
     """The same box, and up to resampling the same pixels as RandomResizedCrop of the decoded file."""
     for seed in range(4):
         torch.manual_seed(seed)
-        expected = v2.RandomResizedCrop(160, interpolation=v2.InterpolationMode.BICUBIC)(opened(tmp_path))
+        expected = v2.RandomResizedCrop(160)(opened(tmp_path))
         state = torch.get_rng_state()
         assert difference(crop(opened(tmp_path), 160, seed=seed), expected) < 3
         assert torch.equal(torch.get_rng_state(), state)  # the training draws its dropout from there

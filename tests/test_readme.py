@@ -57,7 +57,7 @@ def test_flags_it_names_exist(page):
     )  # torchrun's
     known |= set("nodes ntasks-per-node gpus-per-node gpus cpus-per-task time requeue signal array".split())  # SLURM's
     known |= set("fsdp grad_checkpointing sync_batchnorm".split())
-    known |= {"cold_start", "operations", "index-url", "no_pictures", "classes", "mean", "std"}  # the latter is pip's
+    known |= {"cold_start", "operations", "loader", "no_pictures", "classes", "mean", "std", "index-url"}  # pip's
     for flag in set(re.findall(r"(?<![\w-])--([a-z][\w-]*)", PAGES[page])):
         assert flag in known, flag
 

@@ -1,4 +1,5 @@
-"""What benchmark.py times: training steps next to those of other implementations, augmentation, attention extraction.
+"""What benchmark.py times: training steps next to those of other implementations, augmentation, attention extraction,
+reading image files.
 
 textbook  separate query, key and value projections, the softmax written out, float32 (on CUDA as TF32), AdamW unfused
 timm      timm's VisionTransformer, dtype and optimiser like ours
@@ -17,14 +18,19 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
+from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision import datasets, transforms
 from tqdm import trange
 
 from model import VisionTransformer
 from vitlab.attention.maps import times_uniform
 from vitlab.config import TrainConfig
 from vitlab.datasets.augment import POLICIES
+from vitlab.datasets.decoding import count_workers
+from vitlab.datasets.splits import load_data
 from vitlab.hardware import autocast, fast_training, to_device
+from vitlab.layout import find_layout
 from vitlab.models.registry import build_model
 from vitlab.pictures import canvas
 from vitlab.pictures.tiles import attention_frames
@@ -242,3 +248,40 @@ def time_attention(device: torch.device) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         canvas.save_gif(frames, Path(folder) / "benchmark.gif", frame_ms=400)
     return {**seconds, f"a GIF of {len(frames)} frames": time.perf_counter() - began}
+
+
+def torchvision_loader(config: TrainConfig) -> DataLoader:
+    """The usual loader of a folder's training images: torchvision's ImageFolder, a random-resized crop, a flip,
+    float32, normalised."""
+    transform = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(config.img_size, scale=config.crop_scale),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(config.mean, config.std),
+        ]
+    )
+    workers = count_workers(config)
+    return DataLoader(
+        datasets.ImageFolder(find_layout(config.data_path).train, transform),
+        batch_size=config.batch_size,
+        shuffle=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
+
+
+def time_loaders(config: TrainConfig, rounds: int) -> dict[str, list[float]]:
+    """Seconds in which "ours" and "torchvision" read all training images of a folder once, one value per round. They
+    take turns, after a round that is not timed. Raises UserError as load_data does."""
+    loaders = {"ours": load_data(config, ("train",)).train, "torchvision": torchvision_loader(config)}
+    seconds = {name: [] for name in loaders}
+    for number in trange(rounds + 1, desc="rounds", leave=False, disable=None):
+        for name, loader in loaders.items():
+            began, n = time.perf_counter(), 0
+            for images, _ in loader:
+                n += len(images)
+            assert n == len(loaders["ours"].labels), name
+            if number:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds

@@ -120,7 +120,7 @@ class TensorBatches:
             return augment.GeneratorOfRows(restarted, len(whole[i]), rows[i])
 
         for i, pixels in enumerate(self._pixels(chosen, generator if self.augment else None)):
-            images = pixels.float() / 255
+            images = pixels.float().div_(255)
             if mirrored is not None:
                 images = torch.where(send(mirrored[chosen[i]], images.device), images.flip(-1), images)
             if self.augment:
@@ -128,7 +128,7 @@ class TensorBatches:
                 images = self.policies[self.augment](images, draws)
                 if self.random_erasing:
                     images = augment.random_erasing(images, draws, probability=self.random_erasing, value=self.mean)
-            yield normalise(resize(images, self.img_size), self.mean, self.std), labels[i]
+            yield normalise(resize(images, self.img_size), self.mean, self.std, inplace=True), labels[i]
 
 
 def send_all(batches: Sequence[torch.Tensor], device: torch.device) -> Sequence[torch.Tensor]:

@@ -17,7 +17,7 @@ ROTATED = ExifTags.Base.Orientation
 
 
 def crop_at_random(image: Image.Image, *, size: int, scale: tuple[float, float], flip: bool, seed: int) -> Image.Image:
-    """A random-resized crop of an opened image file, size x size (bicubic): a share of its area between the two of
+    """A random-resized crop of an opened image file, size x size (bilinear): a share of its area between the two of
     `scale`, its sides in a ratio of 3/4 to 4/3 (Szegedy et al., arXiv:1409.4842, section 6; by torchvision). With
     `flip`, half of them are mirrored. All draws follow from the seed.
 
@@ -35,7 +35,7 @@ def crop_at_random(image: Image.Image, *, size: int, scale: tuple[float, float],
     left, top = box["left"] * x, box["top"] * y
     corners = (left, top, min(left + box["width"] * x, image.width), min(top + box["height"] * y, image.height))
     image = image if image.mode == "RGB" else to_rgb(image)
-    image = image.resize((size, size), Image.Resampling.BICUBIC, box=corners)
+    image = image.resize((size, size), Image.Resampling.BILINEAR, box=corners)
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image
 
 
