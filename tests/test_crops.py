@@ -10,7 +10,7 @@ from PIL import Image, ImageFilter
 from sklearn.datasets import load_sample_images
 from torchvision.transforms import v2
 
-from vitlab.checkpoint import load_checkpoint
+from vitlab.checkpoint import load_checkpoint, read_checkpoint
 from vitlab.cli import UserError
 from vitlab.config import TrainConfig
 from vitlab.datasets import augment
@@ -177,8 +177,14 @@ def test_the_crop_travels_in_the_checkpoint(photos, tmp_path):
     assert done.returncode == 0, done.stderr
     tested = json.loads((tmp_path / "output/x/test/report.json").read_text())
     assert tested["test"] == report["test"]
-    del checkpoint.config.crop_pct  # as in an older file
-    assert torch.equal(checkpoint.batch(files[0])[0], to_older(files[0], checkpoint))
+    contents = read_checkpoint(tmp_path / "model/x/best.pt")
+    for name in ("crop_scale", "crop_pct"):
+        del contents["config"][name]
+    torch.save(contents, tmp_path / "older.pt")
+    older = load_checkpoint(tmp_path / "older.pt")
+    assert torch.equal(older.batch(files[0])[0], to_older(files[0], older))
+    older.config.cache_gb = 0.0
+    assert not load_data(older.config, mean=older.mean, std=older.std).train.random_crops
     done = run("train.py", *flags, "--augment", "affine", cwd=tmp_path)
     assert_refused(done, "--crop_scale", "affine")
 

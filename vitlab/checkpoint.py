@@ -220,7 +220,14 @@ def read_config(path: Path, contents: dict) -> TrainConfig:
     """The settings of the run that made a file of ours. Raises UserError if the file is of a later version."""
     if contents[FORMAT] > VERSION:
         raise UserError(f"{path} is of a later version of this repository ({contents[FORMAT]}); update it")
-    return TrainConfig(**{name: value for name, value in contents["config"].items() if name in SETTINGS})
+    return TrainConfig(**stored_settings(contents))
+
+
+def stored_settings(contents: dict) -> dict:
+    """The settings in a file of ours, without those that a later version dropped. In a file of before crop_scale, files
+    that do not fit in memory were not cropped at random."""
+    stored = {"crop_scale": (0.0, 1.0), **contents["config"]}
+    return {name: value for name, value in stored.items() if name in SETTINGS}
 
 
 def _check_ours(checkpoint: Checkpoint, given: dict) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vitlab.catalog import describe
-from vitlab.checkpoint import check_classes, read_checkpoint
+from vitlab.checkpoint import check_classes, read_checkpoint, stored_settings
 from vitlab.cli import UserError
-from vitlab.config import SETTINGS, TrainConfig, changed_settings, flag
+from vitlab.config import TrainConfig, changed_settings, flag
 from vitlab.files import replacing, writable_folder
 
 COLUMNS = (  # of metrics.csv, and the keys of a row of the history
@@ -193,7 +193,7 @@ def settings_of_resumed(inherited: dict, given: dict) -> dict:
         if given.get("folder_name", name) != name:
             raise UserError(f"--folder_name {given['folder_name']}: --resume goes on in that of {name}; leave it out")
     path, checkpoint = resumed
-    before = {name: value for name, value in checkpoint["config"].items() if name in SETTINGS}
+    before = stored_settings(checkpoint)
     if change := first_change(before, TrainConfig(**{**before, **given})):
         raise UserError(f"--resume {path}: it was trained with {change}; leave the flag out, or start anew")
     left_out = {"resume", "init_from", "overwrite", "model_path", "folder_name", "fsdp"}
