@@ -37,7 +37,7 @@ def photos(tmp_path_factory):
 
 
 def config(root, **args):
-    settings = dict(dataset="folder", data_path=str(root), img_size=32, patch_size=8, batch_size=4, num_workers=1)
+    settings = dict(dataset="folder", data_path=str(root), img_size=32, patch_size=8, batch_size=4, num_workers=0)
     return TrainConfig.create(settings, mean=3 * [0.5], std=3 * [0.25], **args)
 
 
@@ -130,7 +130,8 @@ def test_crops_follow_from_seed_epoch_and_batch(photos, policy):
 
 
 def test_a_process_gets_its_rows_of_the_same_batches(photos):
-    train = load_data(config(photos, crop_scale=0.3, augment="randaugment", random_erasing=0.5)).train
+    settings = dict(crop_scale=0.3, augment="randaugment", random_erasing=0.5, num_workers=1)
+    train = load_data(config(photos, **settings)).train
     complete = epoch(train, 1)
     rows = [images for images, _ in train.rows_of(lambda n: torch.arange(n // 2, n))]
     assert all(torch.equal(a[len(a) // 2 :], b) for a, b in zip(complete, rows, strict=True))
@@ -151,7 +152,7 @@ def test_no_file_is_opened_before_it_is_needed(photos, tmp_path):
         for name in ("china", "flower"):
             (tmp_path / name).mkdir(exist_ok=True)
             (tmp_path / name / f"{i}.jpg").write_bytes((photos / name / f"{i}.jpg").read_bytes()[: 900 if i else None])
-    train = load_data(config(tmp_path, cache_gb=0, num_workers=0)).train
+    train = load_data(config(tmp_path, cache_gb=0)).train
     with pytest.raises(UserError, match=r"^\S+\.jpg cannot be read as an image .*truncated.*; give a complete PNG"):
         list(train)
     with pytest.raises(UserError, match="cannot be read as an image"):  # where mean and std are measured
