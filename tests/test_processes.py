@@ -268,16 +268,17 @@ def test_shares_make_up_each_batch(monkeypatch):
             monkeypatch.setattr(processes, "rank", lambda number=number: number)
             parts.append(list(processes.shares(batches, before=1)))
         for (_, labels), *shares in zip(foreign, *parts, strict=True):
-            assert [n for _, _, n in shares] == [len(labels)] * 3
-            assert torch.equal(torch.cat([share[1:] for _, share, _ in shares]), labels)
-            assert [share[0] for _, share, _ in shares] == [labels[len(labels) * i // 3 - 1] for i in range(3)]
+            assert [share.whole for share in shares] == [len(labels)] * 3
+            assert torch.equal(torch.cat([share.labels[1:] for share in shares]), labels)
+            assert [share.labels[0] for share in shares] == [labels[len(labels) * i // 3 - 1] for i in range(3)]
+            assert [share.own for share in shares] == [len(share.labels) - 1 for share in shares]
 
 
 def test_a_share_without_images_gets_one(monkeypatch):
     monkeypatch.setattr(processes, "count", lambda: 4)
     monkeypatch.setattr(processes, "rank", lambda: 0)
-    ((images, labels, n),) = processes.shares([(torch.ones(2, 1), torch.tensor([5, 6]))])
-    assert (len(processes.own_rows(2)), labels.tolist(), n) == (0, [5], 2)
+    (share,) = processes.shares([(torch.ones(2, 1), torch.tensor([5, 6]))])
+    assert (share.own, share.labels.tolist(), share.whole) == (0, [5], 2)
 
 
 def test_grad_checkpointing_changes_no_gradient():

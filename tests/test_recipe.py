@@ -140,11 +140,12 @@ def test_adamw_and_muon_learn(tmp_path, args):
 
 
 def test_muon_has_the_blocks_matrices_and_the_convolutions_behind_the_first():
-    config = TrainConfig.create(TINY, optimizer="muon", muon_lr=0.02, learning_rate=1e-3, stem="conv", stem_depth=2)
+    rates = dict(learning_rate=1e-3, muon_lr=0.02, muon_conv_lr=0.06)
+    config = TrainConfig.create(TINY, optimizer="muon", stem="conv", stem_depth=2, **rates)
     model = build_model(config)
     adamw, muon = make_optimizers(model, config)
     assert isinstance(muon, Muon) and isinstance(adamw, torch.optim.AdamW)
-    memory = {p.data_ptr() for p in muon.param_groups[0]["params"]}
+    memory = {p.data_ptr() for group in muon.param_groups for p in group["params"]}
     found = {name for name, parameter in model.named_parameters() if parameter.data_ptr() in memory}
     assert {name for name in found if not name.startswith("blocks.")} == {
         "patch_embed.stages.conv0_1.weight",
@@ -154,7 +155,15 @@ def test_muon_has_the_blocks_matrices_and_the_convolutions_behind_the_first():
     assert blocks <= found and len(found) == len(memory) == len(blocks) + 2
     elsewhere = [p for group in adamw.param_groups for p in group["params"]]
     assert len(elsewhere) + len(memory) == len(list(model.parameters()))
-    assert muon.param_groups[0]["lr_scale"] == 20
+    matrices, filters = muon.param_groups
+    assert {p.ndim for p in filters["params"]} == {4} and {p.ndim for p in matrices["params"]} == {2}
+    assert (matrices["lr_scale"], filters["lr_scale"]) == (20, 60)
+
+
+def test_muon_has_one_rate_unless_convolutions_have_their_own():
+    config = TrainConfig.create(TINY, optimizer="muon", muon_lr=0.02, learning_rate=1e-3, stem="conv", stem_depth=2)
+    _, muon = make_optimizers(build_model(config), config)
+    assert [group["lr_scale"] for group in muon.param_groups] == [20, 20]
 
 
 def test_a_gradient_that_overflows_in_float16_stops_all_optimisers():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vitlab.hub import open_hub
 from vitlab.layout import data_folder, find_layout
+from vitlab.shards import open_shards
 
 DEFAULT_MODEL = "model/vit-conv-cpu-32-cifar10"  # of test.py and visualize.py; comes with the repository
 
@@ -199,8 +200,17 @@ DATASETS = {
         augment="crop-flip",
         defaults=dict(patch_size=8),
     ),
+    "webdataset": DatasetInfo(  # and for tar files
+        classes=(),
+        img_size=64,
+        in_chans=3,
+        mean=(),
+        std=(),
+        augment="crop-flip",
+        defaults=dict(patch_size=8),
+    ),
 }
-AT_DATA_PATH = ("folder", "hf")  # the sets that --data_path names; the others lie in the folder --data_path
+AT_DATA_PATH = ("folder", "hf", "webdataset")  # which --data_path names; the others lie in that folder
 NOT_DOWNLOADED = ("digits", *AT_DATA_PATH)  # by download.py
 UNNAMED = DatasetInfo(  # batches of one's own, from Python
     classes=(),
@@ -238,12 +248,14 @@ MODEL_DEFAULTS = {"simple_cnn": {"drop_rate": 0.3}, "mlp": {"drop_rate": 0.0}}  
 
 def describe(dataset: str | None, data_path: str | Path) -> DatasetInfo:
     """The facts about a data set. The classes of "folder" and "tiny_imagenet" are the folders in `data_path`, those of
-    "hf" are read from the set that `data_path` names.
+    "hf" and "webdataset" are read from the set that `data_path` names.
 
-    Raises UserError as find_layout and open_hub do."""
+    Raises UserError as find_layout, open_hub and open_shards do."""
     info = DATASETS[dataset] if dataset else UNNAMED
     if dataset == "hf":
         return dataclasses.replace(info, classes=open_hub(str(data_path)).classes)
+    if dataset == "webdataset":
+        return dataclasses.replace(info, classes=open_shards(str(data_path)).classes)
     if dataset and not info.classes:
         layout = find_layout(data_folder(dataset, data_path))
         return dataclasses.replace(info, classes=layout.names, folders=layout.classes)

@@ -26,8 +26,12 @@ GROUPS = ("data", "model", "recipe", "run")
 class DataSettings:
     """Which images are used, and what is done to them."""
 
-    dataset: str | None = setting("cifar10", "digits (bundled), cifar10, mnist, ... (docs/training.md), folder or hf")
-    data_path: str = setting("./data", "where data sets lie, or go to; of folder and hf: the set itself", is_path=True)
+    dataset: str | None = setting(
+        "cifar10", "digits (bundled), cifar10, ... (docs/training.md), folder, hf, webdataset"
+    )
+    data_path: str = setting(
+        "./data", "where sets lie, or go to; of folder, hf, webdataset: the set itself", is_path=True
+    )
     batch_size: int = setting(128, "images in a batch", low=1, high=1_000_000)
     num_workers: int = setting(2, "processes that decode image folders (other sets need none)", low=0, high=1024)
     cache_gb: float = setting(4.0, "GB of a folder's pixels to keep in memory: whole splits, training first", low=0)
@@ -129,6 +133,7 @@ class RecipeSettings:
         choices=("adamw", "muon", "sgd"),
     )
     muon_lr: float = setting(0.01, "Muon's own peak, on the schedule of learning_rate", above=0, high=100)
+    muon_conv_lr: float | None = setting(None, "Muon's peak for convolutions (default: muon_lr)", above=0, high=100)
     label_smoothing: float = setting(0.0, "share of the target spread over all classes", low=0, high=0.99)
     clip_grad: float = setting(0.0, "largest norm of the gradient; 0 is off", low=0, high=1e6)
     grad_accum_steps: int = setting(1, "batches whose gradients make one step", low=1, high=100_000)

@@ -6,6 +6,7 @@ read_labels(layout.test)        # of ImageNet's val/ without class folders: {"IL
 """
 
 import csv
+import functools
 import os
 import re
 import unicodedata
@@ -42,6 +43,14 @@ class Layout:
     val: Path | None = None
     test: Path | None = None
     notes: tuple[str, ...] = ()
+
+
+@functools.cache
+def image_suffixes() -> frozenset[str]:
+    """The suffixes of the formats that Pillow can open, in lower case."""
+    from PIL import Image
+
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
 
 
 def is_hidden(name: str) -> bool:

@@ -11,6 +11,7 @@ import datetime
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -164,20 +165,33 @@ def own_rows(n: int) -> range:
     return range(n * rank() // count(), n * (rank() + 1) // count())
 
 
-def copy_from_first(model: torch.nn.Module) -> None:
-    """Give a model the weights and buffers that it has in the first process."""
+def copy_from_first(tensors: Iterable[torch.Tensor]) -> None:
+    """Give tensors, as a model's weights, the values that they have in the first process."""
     if count() > 1:
-        for tensor in model.state_dict().values():
+        for tensor in tensors:
             dist.broadcast(tensor, src=0)
 
 
-def shares(batches: Iterable, before: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
-    """Of each batch the images and labels of this process's share, and how many images the complete batch has.
+class Share(NamedTuple):
+    """What one process computes of a batch. own: how many of these images count, after those `before`. whole: how many
+    the complete batch has."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    own: int
+    whole: int
+
+
+def shares(batches: Iterable, before: int = 0) -> Iterator[Share]:
+    """Of each batch the share of this process. If the batches have a method `shares`, they divide themselves.
 
     before: so many images that precede the share come with it. A share without images gets one, which must not count,
     so that all processes run the model equally often."""
+    if hasattr(batches, "shares"):
+        yield from batches.shares(before)
+        return
     if count() == 1:
-        yield from ((images, labels, len(labels)) for images, labels in batches)
+        yield from (Share(images, labels, len(labels), len(labels)) for images, labels in batches)
         return
     lengths = []
 
@@ -187,7 +201,7 @@ def shares(batches: Iterable, before: int = 0) -> Iterator[tuple[torch.Tensor, t
         return torch.arange(own.start - before, own.stop) % n
 
     for i, (images, labels) in enumerate(rows_of(batches, choose)):
-        yield images, labels, lengths[i]
+        yield Share(images, labels, len(own_rows(lengths[i])), lengths[i])
 
 
 def rows_of(batches: Iterable, choose: Callable[[int], torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -1,5 +1,6 @@
 """Batches on the device: from one tensor, or from image files."""
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -86,10 +87,13 @@ class TensorBatches:
         for places in send_all(batches, self.images.device):
             yield self.images[places]
 
-    def _mirrored(self) -> torch.Tensor:
-        """Which images of the set this epoch mirrors, bool n: a random half in even epochs, the other half in odd ones
-        (Jordan, arXiv:2404.00498, section 3.6)."""
-        return (torch.rand(len(self.labels), generator=self._random(2**32)) < 0.5) ^ bool(self.epoch % 2)
+    def _mirrored(self) -> torch.Tensor | None:
+        """Which images of the set this epoch mirrors, bool n x 1 x 1 x 1, if flips alternate: a random half in even
+        epochs, the other half in odd ones (Jordan, arXiv:2404.00498, section 3.6)."""
+        if not self.alternate_flip:
+            return None
+        half = torch.rand(len(self.labels), generator=self._random(2**32)) < 0.5
+        return (half ^ bool(self.epoch % 2))[:, None, None, None]
 
     def sample(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
         places = torch.linspace(0, len(self.labels) - 1, min(n, len(self.labels))).round().long()
@@ -111,7 +115,7 @@ class TensorBatches:
         rows = [choose(len(places)) for places in whole]
         chosen = [places[some] for places, some in zip(whole, rows)]
         labels = [self.labels[places] for places in send_all(chosen, self.labels.device)]
-        mirrored = self._mirrored()[:, None, None, None] if self.alternate_flip else None
+        mirrored = self._mirrored()
 
         def generator(i: int, *key: int) -> augment.Generator:
             restarted = self._random(self.epoch, self.start + i, *key)
@@ -120,15 +124,25 @@ class TensorBatches:
             return augment.GeneratorOfRows(restarted, len(whole[i]), rows[i])
 
         for i, pixels in enumerate(self._pixels(chosen, generator if self.augment else None)):
-            images = pixels.float().div_(255)
-            if mirrored is not None:
-                images = torch.where(send(mirrored[chosen[i]], images.device), images.flip(-1), images)
-            if self.augment:
-                draws = generator(i)
-                images = self.policies[self.augment](images, draws)
-                if self.random_erasing:
-                    images = augment.random_erasing(images, draws, probability=self.random_erasing, value=self.mean)
-            yield normalise(resize(images, self.img_size), self.mean, self.std, inplace=True), labels[i]
+            yield self._finish(pixels, chosen[i], mirrored, functools.partial(generator, i)), labels[i]
+
+    def _finish(
+        self,
+        pixels: torch.Tensor,
+        places: torch.Tensor,
+        mirrored: torch.Tensor | None,
+        generator: Callable[[], augment.Generator],
+    ) -> torch.Tensor:
+        """uint8 pixels of the images at those places as a batch: mirrored, augmented, resized and normalised."""
+        images = pixels.float().div_(255)
+        if mirrored is not None:
+            images = torch.where(send(mirrored[places], images.device), images.flip(-1), images)
+        if self.augment:
+            draws = generator()
+            images = self.policies[self.augment](images, draws)
+            if self.random_erasing:
+                images = augment.random_erasing(images, draws, probability=self.random_erasing, value=self.mean)
+        return normalise(resize(images, self.img_size), self.mean, self.std, inplace=True)
 
 
 def send_all(batches: Sequence[torch.Tensor], device: torch.device) -> Sequence[torch.Tensor]:

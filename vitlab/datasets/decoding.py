@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from vitlab.cli import UserError
 from vitlab.config import TrainConfig
-from vitlab.datasets.images import open_image, to_pixels, to_rgb, to_tensor
+from vitlab.datasets.images import ImageSource, open_image, to_pixels, to_rgb, to_tensor
 
 ROTATED = ExifTags.Base.Orientation
 
@@ -64,13 +64,16 @@ class DecodedFiles(torch.utils.data.Dataset):
         i, seed = item if isinstance(item, tuple) else (item, None)
         path, label = self.files[i]
         try:
-            if seed is None:
-                return to_pixels(open_image(path), self.size, self.in_chans, self.crop_pct), label, None
-            options = dict(size=self.size, scale=self.scale, flip=self.flip, seed=seed)
-            crop = open_image(path, lambda image: crop_at_random(image, **options))
-            return to_tensor(crop, self.in_chans), label, None
+            return self.read(path, seed), label, None
         except UserError as error:
             return None, label, str(error)
+
+    def read(self, path: Path | ImageSource, seed: int | None) -> torch.Tensor:
+        """The middle of an image, or with a seed a random crop. Raises UserError if it cannot be read."""
+        if seed is None:
+            return to_pixels(open_image(path), self.size, self.in_chans, self.crop_pct)
+        options = dict(size=self.size, scale=self.scale, flip=self.flip, seed=seed)
+        return to_tensor(open_image(path, lambda image: crop_at_random(image, **options)), self.in_chans)
 
 
 def stack_pixels(items: Sequence[tuple]) -> torch.Tensor | str:

@@ -53,6 +53,14 @@ class FileIndex:
         return [name for label, name in enumerate(self.classes) if label not in present]
 
 
+def with_test(index: FileIndex) -> FileIndex:
+    """An index with a test split: without its own, one that is cut from the training images."""
+    index.splits = {"val": None, **index.splits}
+    if "test" not in index.splits:
+        index.splits["train"], index.splits["test"] = cut_test(index.splits["train"])
+    return index
+
+
 class FolderIndex(FileIndex):
     """The image files below a folder, sorted by class and path; the classes are sorted too.
 

@@ -5,11 +5,11 @@ start fast; tests/test_data.py checks that the tensors equal those of torchvisio
 """
 
 import collections
-import functools
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import torch
@@ -18,16 +18,9 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from vitlab.cli import UserError
 from vitlab.hardware import constant
-from vitlab.hub import HubImage
-from vitlab.layout import is_hidden
+from vitlab.layout import image_suffixes, is_hidden
 
 # ------------------------------------------------------------------------------------------- files
-
-
-@functools.cache
-def image_suffixes() -> frozenset[str]:
-    """The suffixes of the formats that Pillow can open, in lower case."""
-    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
 
 
 def find_images(folder: str | Path) -> tuple[list[Path], collections.Counter]:
@@ -103,16 +96,23 @@ def upright(image: Image.Image) -> Image.Image:
     return to_rgb(image)
 
 
-def open_image(path: str | Path | HubImage, read: Callable[[Image.Image], Image.Image] = upright) -> Image.Image:
+class ImageSource(Protocol):
+    """An image that is no file of its own, but a row of a table or a part of a tar file. str() says where it is."""
+
+    def open(self) -> BinaryIO:
+        """Its encoded bytes, as a file that is open for reading."""
+
+
+def open_image(path: str | Path | ImageSource, read: Callable[[Image.Image], Image.Image] = upright) -> Image.Image:
     """Read an image file: read(the opened PIL image), by default the upright RGB image.
 
     Raises UserError, naming the file, if it is missing, damaged, too large or not an image.
     """
-    path = path if isinstance(path, HubImage) else Path(path)
+    path = Path(path) if isinstance(path, str) else path
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path.open() if isinstance(path, HubImage) else path) as image:
+            with Image.open(path if isinstance(path, Path) else path.open()) as image:
                 return read(image)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise UserError(f"{path} is over {Image.MAX_IMAGE_PIXELS:,} pixels; scale it down first") from None

@@ -33,17 +33,19 @@ from vitlab.datasets.folders import (
     TEST_SEED,
     FileIndex,
     FolderIndex,
-    cut_test,
     find_copies,
     shorten,
     stratified_order,
+    with_test,
 )
 from vitlab.datasets.images import as_channels, from_pixels, open_image
+from vitlab.datasets.streaming import ShardBatches
 from vitlab.datasets.torchvision_sets import READERS, download_set, file_index, read_arrays
 from vitlab.hardware import find_device
 from vitlab.hub import open_hub
 from vitlab.layout import FOLDERS, data_folder
 from vitlab.settings import CROPPING
+from vitlab.shards import ShardImage, open_shards
 
 # ---------------------------------------------------------------------------- the images of a split
 
@@ -81,10 +83,10 @@ def find_index(dataset: str, data_path: str | Path) -> FileIndex | None:
     Raises UserError as the readers do."""
     if dataset == "hf":
         hub = open_hub(str(data_path))
-        splits = {"val": None, **hub.read_splits()}
-        if "test" not in splits:
-            splits["train"], splits["test"] = cut_test(splits["train"])
-        return FileIndex(hub.classes, splits, hub.notes)
+        return with_test(FileIndex(hub.classes, hub.read_splits(), hub.notes))
+    if dataset == "webdataset":
+        shards = open_shards(str(data_path))
+        return with_test(FileIndex(shards.classes, dict(shards.splits)))
     if dataset == "folder" or dataset in FOLDERS:
         index, classes = FolderIndex(data_folder(dataset, data_path)), describe(dataset, data_path).classes
         if index.classes != classes:
@@ -323,6 +325,8 @@ def make_batches(
         options.update(in_chans=config.in_chans, num_workers=count_workers(config), crop_pct=config.crop_pct)
         if split == "train":
             options.update(crop_scale=config.random_crops)
+        if split == "train" and isinstance(source.files[0][0], ShardImage):
+            return ShardBatches(source.files, labels, **options)
         return FileBatches(source.files, labels, **options)
     return TensorBatches(as_channels(source.images, config.in_chans).to(device), labels, **options)
 

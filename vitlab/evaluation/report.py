@@ -31,8 +31,7 @@ def predict_all(model: nn.Module, batches: Iterable, title: str = "evaluate") ->
     labels, logits = [], []
     shares = processes.shares(batches)
     total = len(batches) if isinstance(batches, Sized) else None
-    for images, targets, n in tqdm(shares, title, total, leave=False, disable=None, unit="batch"):
-        own = len(processes.own_rows(n))
+    for images, targets, own, _ in tqdm(shares, title, total, leave=False, disable=None, unit="batch"):
         labels.append(targets[:own])
         logits.append(model(images.to(device))[:own])
     model.train(was_training)

@@ -42,7 +42,7 @@ def train_one_epoch(run: Run, sets: Splits, stop: Callable[[], int]) -> tuple[fl
     with tqdm(total=steps, initial=progress.step, desc=title, leave=False, disable=None, unit="batch") as bar:
         before = int(bool(mix) and processes.count() > 1)  # the image that the first one of the share is mixed with
         batches = batches_from(sets.train, progress.epoch, progress.step, before)
-        for step, (images, labels, n) in enumerate(batches, start=progress.step):
+        for step, (images, labels, own, n) in enumerate(batches, start=progress.step):
             rate = set_learning_rate(run.optimizers, run.schedule(progress.epoch * steps + step))
 
             images, labels = images.to(device), labels.to(device)  # those of load_data are there already
@@ -50,7 +50,6 @@ def train_one_epoch(run: Run, sets: Splits, stop: Callable[[], int]) -> tuple[fl
             if mix:
                 images, targets = (mixed[before:] for mixed in mix(images, labels, progress.epoch, step))
                 labels = targets.argmax(-1) if targets.ndim == 2 else targets
-            own = len(processes.own_rows(n))
             count, is_last = accumulation(step, steps, config.grad_accum_steps)
             with gradients_exchanged(run.forward, is_last):
                 with autocast(device, run.amp):
@@ -209,5 +208,6 @@ def measure_batch_norm(run: Run, sets: Splits, batches: int = 20) -> None:
         states = generator_states(run.device)  # dropout must not draw from what training draws from
         if hasattr(sets.train, "set_epoch"):
             sets.train.set_epoch(run.progress.epoch)
-        update_bn(itertools.islice(sets.train, batches), run.average, run.device)  # complete ones, in all processes
+        update_bn(itertools.islice(sets.train, batches), run.average, run.device)
+        processes.copy_from_first(run.average.buffers())  # whose shards may have been others
         set_generator_states(states, run.device)

@@ -268,7 +268,7 @@ def spread(
 ) -> tuple[MovingAverage | None, Callable]:
     """Prepare a model for its training, by one process or several: (the average of its weights, what to call in place
     of the model, which compiles it and exchanges gradients)."""
-    processes.copy_from_first(model)
+    processes.copy_from_first(model.state_dict().values())
     if config.sync_batchnorm and processes.count() > 1:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if config.grad_checkpointing:

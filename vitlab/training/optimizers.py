@@ -43,14 +43,16 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
     """
     freeze_parameters(model, config)
     scales = layer_scales(model, config.layer_decay)
-    decayed, undecayed, matrices = {}, {}, {}  # lr_scale -> parameters
+    decayed, undecayed, matrices, filters = {}, {}, {}, {}  # lr_scale -> parameters
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         if parameter.ndim < 2 or name in ("cls_token", "pos_embed"):
             kind = undecayed
+        elif config.optimizer == "muon" and is_for_muon(name, parameter):
+            kind = filters if parameter.ndim == 4 else matrices
         else:
-            kind = matrices if config.optimizer == "muon" and is_for_muon(name, parameter) else decayed
+            kind = decayed
         kind.setdefault(scales[name], []).append(parameter)
 
     def groups(kind: dict[float, list], factor: float = 1.0, **options) -> list[dict]:
@@ -61,9 +63,10 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
         return [torch.optim.SGD(rest, lr=config.learning_rate, momentum=0.9, nesterov=True, fused=True)]
     optimizers = [torch.optim.AdamW(rest, lr=config.learning_rate, fused=True)]
     if config.optimizer == "muon":
-        if not matrices:
+        if not (matrices or filters):
             raise UserError("--optimizer muon: no block and no second convolution is trained; choose adamw")
         own = groups(matrices, factor=config.muon_lr / config.learning_rate)
+        own += groups(filters, factor=(config.muon_conv_lr or config.muon_lr) / config.learning_rate)
         optimizers.append(Muon(own, lr=config.muon_lr, weight_decay=config.weight_decay))
     return optimizers
 

@@ -18,6 +18,7 @@ from vitlab.cli import UserError, whole_number
 from vitlab.datasets import images
 from vitlab.datasets.splits import load_data, test_image
 from vitlab.hardware import find_device
+from vitlab.layout import image_suffixes
 from vitlab.models.registry import cam_layer
 from vitlab.pictures import canvas
 from vitlab.pictures.tiles import TIMES_UNIFORM, Scale, Tile, sheet
@@ -39,7 +40,7 @@ def picture_names(files: Sequence[Path], folder: Path) -> list[str]:
     def without_suffix(file: Path) -> str:
         return file.relative_to(folder).with_suffix("").as_posix()
 
-    around = {*files, *(file for file in folder.iterdir() if file.suffix.lower() in images.image_suffixes())}
+    around = {*files, *(file for file in folder.iterdir() if file.suffix.lower() in image_suffixes())}
     counts = Counter(without_suffix(file).casefold() for file in around)  # some disks do not tell a.png from A.png
     return [
         without_suffix(file) if counts[without_suffix(file).casefold()] == 1 else file.relative_to(folder).as_posix()
