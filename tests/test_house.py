@@ -10,7 +10,7 @@ FLOORS = [
     ["model"],
     ["vitlab.cli"],
     ["vitlab.files", "vitlab.layout"],
-    ["vitlab.hub"],
+    ["vitlab.hub", "vitlab.shards"],
     ["vitlab.settings", "vitlab.catalog", "vitlab.processes"],
     ["vitlab.config"],
     ["vitlab.hardware", "vitlab.models", "vitlab.pt_files", "vitlab.checkpoint_flags"],

@@ -34,11 +34,14 @@ class HubImage:
     name: str
 
     def open(self) -> io.BytesIO:
-        """Its encoded bytes, as a file that is open for reading."""
+        """Its encoded bytes, as a file that is open for reading. UserError if there are none."""
         image = self.table[self.row][self.column] or {}
         if image.get("bytes") is None and not image.get("path"):
-            raise ValueError("the row has no image")
-        return io.BytesIO(Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"])
+            raise UserError(f"{self} has no image; remove the row")
+        try:
+            return io.BytesIO(Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"])
+        except OSError as error:
+            raise UserError(f"{self}: {image['path']} cannot be read ({error.strerror}); put it there") from None
 
     def __str__(self) -> str:
         return f"{self.name}, row {self.row}"

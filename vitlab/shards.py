@@ -37,6 +37,13 @@ class Shard:
     path: str
     images: int
 
+    def check(self, found: int) -> None:
+        """Raise UserError if so many images were found."""
+        if found != self.images:
+            raise UserError(
+                f"shard {self.path} has {found} images, not {self.images} as in {INDEX}; copy it again, or run: {AGAIN}"
+            )
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ShardImage:
@@ -46,11 +53,16 @@ class ShardImage:
     number: int
 
     def open(self) -> io.BytesIO:
-        """Its encoded bytes, as a file that is open for reading."""
-        start, size = find_samples(self.shard.path)[self.number][:2]
-        with open(self.shard.path, "rb") as file:
-            file.seek(start)
-            return io.BytesIO(file.read(size))
+        """Its encoded bytes, as a file that is open for reading. UserError if the shard is damaged."""
+        try:
+            samples = find_samples(self.shard.path)
+            self.shard.check(len(samples))
+            start, size, _ = samples[self.number]
+            with open(self.shard.path, "rb") as file:
+                file.seek(start)
+                return io.BytesIO(file.read(size))
+        except (OSError, ValueError) as error:
+            raise UserError(unreadable(self.shard.path, error)) from None
 
     def __str__(self) -> str:
         return f"{self.shard.path}, image {self.number}"
@@ -164,6 +176,13 @@ def check_size(path: Path, expected: int) -> None:
 # -------------------------------------------------------------------------------------- one tar file
 
 
+def unreadable(path: str, error: Exception) -> str:
+    """What is said of a shard for which a reader raised that error."""
+    said = getattr(error, "strerror", None) or (error.args[0] if error.args else "")  # webdataset adds more arguments
+    reason = " ".join(str(said).split()) or type(error).__name__
+    return f"shard {path} cannot be read ({reason}); copy it again, or pack it again"
+
+
 def image_of(suffixes: list[str]) -> str | None:
     """Which of a sample's suffixes is the image's; None if it has no image or no class."""
     known = image_suffixes()
@@ -178,7 +197,7 @@ def find_samples(path: str) -> list[tuple[int, int, int]]:
         with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             samples = list(read_samples(tar, file))
     except (tarfile.TarError, EOFError, ValueError, OSError) as error:
-        raise ValueError(f"the shard is no complete tar file: {error}") from None
+        raise ValueError(f"no complete tar file: {error}") from None
     return samples
 
 

@@ -100,7 +100,7 @@ class ImageSource(Protocol):
     """An image that is no file of its own, but a row of a table or a part of a tar file. str() says where it is."""
 
     def open(self) -> BinaryIO:
-        """Its encoded bytes, as a file that is open for reading."""
+        """Its encoded bytes, as a file that is open for reading. Raises UserError if they are not to be had."""
 
 
 def open_image(path: str | Path | ImageSource, read: Callable[[Image.Image], Image.Image] = upright) -> Image.Image:
@@ -109,10 +109,11 @@ def open_image(path: str | Path | ImageSource, read: Callable[[Image.Image], Ima
     Raises UserError, naming the file, if it is missing, damaged, too large or not an image.
     """
     path = Path(path) if isinstance(path, str) else path
+    file = path if isinstance(path, Path) else path.open()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path if isinstance(path, Path) else path.open()) as image:
+            with Image.open(file) as image:
                 return read(image)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise UserError(f"{path} is over {Image.MAX_IMAGE_PIXELS:,} pixels; scale it down first") from None

@@ -16,7 +16,7 @@ from vitlab.datasets.batches import FileBatches
 from vitlab.datasets.decoding import DecodedFiles
 from vitlab.hardware import send
 from vitlab.processes import Share
-from vitlab.shards import AGAIN, INDEX, ReadImage, Shard, ShardImage, image_of
+from vitlab.shards import ReadImage, Shard, ShardImage, image_of, unreadable
 
 BUFFER = 1000  # images that wait in a worker, encoded, for one of them to be drawn
 CHUNK = 16  # images that a worker hands over at once
@@ -88,12 +88,8 @@ class ShardStream(torch.utils.data.IterableDataset):
                             yield places[number], ReadImage(Shard(url, len(places)), number, sample[suffix])
                         number += 1
             except Exception as error:  # tarfile and webdataset raise whatever they like
-                reason = " ".join(str(error.args[0] if error.args else error).split()) or type(error).__name__
-                raise UserError(f"shard {url} cannot be read ({reason}); copy it again, or pack it again") from None
-            if number != len(places):
-                raise UserError(
-                    f"shard {url} has {number} images, not {len(places)} as in {INDEX}; copy it again, or run: {AGAIN}"
-                )
+                raise UserError(unreadable(url, error)) from None
+            Shard(url, len(places)).check(number)
 
     def decode(self, samples: list[tuple[int, ReadImage, int]]) -> tuple[torch.Tensor, torch.Tensor] | None:
         """A chunk of pixels and places; None of no samples. Raises UserError if an image cannot be read."""
