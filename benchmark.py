@@ -18,7 +18,7 @@ output/benchmark/report.json.
 rate of a large matrix product that is.
 
 --loader reads the training images of a folder at 224 pixels (--image_size), cropped at random from their files, next to
-torchvision's ImageFolder in a DataLoader with as many workers.
+torchvision's ImageFolder in a DataLoader with as many workers, and to the same in shards (if webdataset is installed).
 
 Then each augmentation policy's time, as a share of our step, and the time of attention extraction with a
 model of 12 blocks: the attention of 100 images, and a GIF of it.

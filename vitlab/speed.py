@@ -6,11 +6,13 @@ timm      timm's VisionTransformer, dtype and optimiser like ours
 """
 
 import contextlib
+import dataclasses
+import importlib.util
 import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,7 @@ from vitlab.attention.maps import times_uniform
 from vitlab.config import TrainConfig
 from vitlab.datasets.augment import POLICIES
 from vitlab.datasets.decoding import count_workers
+from vitlab.datasets.shards import pack
 from vitlab.datasets.splits import load_data
 from vitlab.hardware import autocast, fast_training, to_device
 from vitlab.layout import find_layout
@@ -272,9 +275,20 @@ def torchvision_loader(config: TrainConfig) -> DataLoader:
 
 
 def time_loaders(config: TrainConfig, rounds: int) -> dict[str, list[float]]:
-    """Seconds in which "ours" and "torchvision" read all training images of a folder once, one value per round. They
-    take turns, after a round that is not timed. Raises UserError as load_data does."""
+    """Seconds in which "ours" and "torchvision" read all training images of a folder once, one value per round, and
+    "shards" the same packed in tar files, if webdataset is installed. They take turns, after a round that is not timed.
+    Raises UserError as load_data does."""
     loaders = {"ours": load_data(config, ("train",)).train, "torchvision": torchvision_loader(config)}
+    with tempfile.TemporaryDirectory() as folder:
+        if importlib.util.find_spec("webdataset"):
+            pack(config.data_path, Path(folder) / "shards", images_per_shard=100)
+            packed = dataclasses.replace(config, dataset="webdataset", data_path=f"{folder}/shards", cache_gb=0)
+            loaders["shards"] = load_data(packed, ("train",)).train
+        return time_passes(loaders, rounds)
+
+
+def time_passes(loaders: dict[str, Iterable], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each pass over each of the loaders, which take turns."""
     seconds = {name: [] for name in loaders}
     for number in trange(rounds + 1, desc="rounds", leave=False, disable=None):
         for name, loader in loaders.items():
