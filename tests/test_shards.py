@@ -124,7 +124,7 @@ def test_a_folder_of_one_tree_gets_the_same_test_split(folder, tmp_path):
         (("{tmp}/none", "{tmp}/out"), ["{tmp}/none is not a folder"]),
         (("{folder}", "{tmp}/out", "--images_per_shard", "0"), ["--images_per_shard 0", "from 1 on"]),
         (("--index", "{shards}"), ["is a folder", "{000..099}.tar"]),
-        (("--index", "{tmp}/a.tar"), ["a.tar cannot be read", "No such file"]),
+        (("--index", "{tmp}/a.tar"), ["{tmp}/a.tar cannot be read (No such file"]),
         (("--index", "{shards}/train-00000{{0..6}}.tar", "--classes", "{tmp}/none"), ["--classes {tmp}/none"]),
     ],
     ids=lambda value: " ".join(value)[:30],
@@ -255,6 +255,8 @@ def test_a_set_that_fits_is_read_once(shards):
 def test_a_pattern_names_some_of_the_shards(shards):
     sets = load(f"{shards}/train-{{000001..000003}}.tar", ("train", "test"))
     assert len(sets.train.labels) == 43 and len(sets.test.labels) == 11  # a fifth of 54
+    sets = load(f"{shards}/{{train,test}}-*.tar", ("train", "test"))
+    assert len(sets.train.labels) == N and len(sets.test.labels) == 20
 
 
 def test_rounds_before():
@@ -333,8 +335,11 @@ def test_train_test_and_look(shards, tmp_path):
     test = run("test.py", "--model_path", "model/run", cwd=tmp_path)
     accuracy = json.loads((tmp_path / "output/run/report.json").read_text())["test"]["accuracy"]
     assert f"test accuracy {accuracy:.4f}" in test.stdout, test.stdout + test.stderr
-    single = run("test.py", "--mode", "cifar-single", "--index", 3, "--model_path", "model/run", cwd=tmp_path)
+    pattern = ("--model_path", "model/run", "--index", 3, "--data_path", f"{shards}/{{train,test}}-*.tar")
+    single = run("test.py", "--mode", "cifar-single", *pattern, cwd=tmp_path)
     assert single.returncode == 0, single.stderr
+    maps = run("visualize.py", "maps", *pattern, cwd=tmp_path)
+    assert (tmp_path / "output/run/visualize/shards-index-3-maps.png").exists(), maps.stderr
     assert load_checkpoint(tmp_path / "model/run").classes == ("even", "odd")
 
 
@@ -378,7 +383,10 @@ BROKEN = {  # what happens to the folder, and what is said; {} is the folder
         lambda out: damage(out / "train-000002.tar", lambda data: data.replace(b"IHDR", b"XXXX", 1)),
         "{}/train-000002.tar, image 0 cannot be read as an image",
     ),
-    "no index": (lambda out: (out / "shards.json").unlink(), "there is no {}/shards.json; run: python -m"),
+    "no index": (
+        lambda out: (out / "shards.json").unlink(),
+        "--data_path {}: there is no shards.json; run: python -m vitlab.datasets.shards --index '{}/*.tar'",
+    ),
     "no JSON": (lambda out: damage(out / "shards.json", lambda data: data[:100]), "{}/shards.json is damaged"),
     "no classes": (lambda out: edit(out / "shards.json", lambda index: index.pop("classes")), "damaged (KeyError"),
     "no split": (
@@ -398,7 +406,7 @@ def test_broken_shards(kind, num_workers, shards, tmp_path):
     out = copy(shards, tmp_path)
     change, words = BROKEN[kind]
     change(out)
-    with pytest.raises(UserError, match=re.escape(words.format(out))):
+    with pytest.raises(UserError, match=re.escape(words.replace("{}", str(out)))):
         epoch(load(out, num_workers=num_workers).train)
 
 
@@ -417,8 +425,9 @@ def test_a_damaged_shard_ends_a_training_in_one_line(shards, tmp_path):
     [
         ("{}/train-{{000000..000009}}.tar", "train-000007.tar is not in"),
         ("{}/test-{{000000..000001}}.tar", "no shard of training images"),
-        ("none/{{0..3}}.tar", "none is no folder"),
+        ("none/{{0..3}}.tar", "none is not there"),
         ("{}/train-{{0..", "is no pattern"),
+        ("{}/none-*.tar", "none-*.tar is not there"),
         ("https://example.org/{{000..099}}.tar", "shards are read from a disk"),
         ("pipe:cat {}/train-000000.tar", "shards are read from a disk"),
     ],

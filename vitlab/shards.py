@@ -11,6 +11,7 @@ be read before the training; `python -m vitlab.datasets.shards` writes both.
 """
 
 import functools
+import glob
 import importlib.util
 import io
 import itertools
@@ -25,7 +26,8 @@ from vitlab.cli import UserError
 from vitlab.layout import image_suffixes
 
 INDEX = "shards.json"
-AGAIN = "python -m vitlab.datasets.shards --index"
+MODULE = "python -m vitlab.datasets.shards"
+AGAIN = f"{MODULE} --index"
 KEY_AND_SUFFIX = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)")  # how webdataset divides a name
 SKIPPED = re.compile(r"__[^/]*__($|/)")  # what webdataset does not read
 
@@ -99,7 +101,7 @@ def open_shards(data_path: str) -> ShardSet:
     index, or has another size than there."""
     paths = expand(data_path)
     folder = Path(data_path) if paths is None else paths[0].parent
-    index = read_index(folder / INDEX, folder / "*.tar" if paths is None else data_path)
+    index = read_index(folder, data_path if paths else f"{folder}/*.tar")
     paths = [folder / name for name in index["shards"]] if paths is None else paths
     splits = {}
     for path in paths:
@@ -118,7 +120,8 @@ def open_shards(data_path: str) -> ShardSet:
 
 
 def expand(data_path: str) -> list[Path] | None:
-    """The paths that a pattern names; None if it names a folder. UserError if it is neither, or of another machine."""
+    """The paths that a pattern names, with braces or *; None if it names a folder. UserError if it is neither, or of
+    another machine."""
     if importlib.util.find_spec("webdataset") is None:
         raise UserError("--dataset webdataset needs webdataset: pip install webdataset")
     from braceexpand import UnbalancedBracesError, braceexpand  # which webdataset brings
@@ -128,18 +131,23 @@ def expand(data_path: str) -> list[Path] | None:
     if Path(data_path).is_dir():
         return None
     try:
-        paths = [Path(path) for path in braceexpand(data_path)]
+        texts = list(braceexpand(data_path))
     except (UnbalancedBracesError, ValueError) as error:
         raise UserError(f"--data_path {data_path} is no pattern ({error}); as 'DIR/{{000..099}}.tar'") from None
-    if not paths[0].parent.is_dir():
-        raise UserError(f"--data_path {paths[0].parent} is no folder; give one with shards, or 'DIR/{{000..099}}.tar'")
+    found = [sorted(glob.glob(text)) if glob.has_magic(text) else [text] for text in texts]
+    paths = [Path(path) for paths in found for path in paths]
+    if not paths or not paths[0].parent.is_dir():
+        place = paths[0].parent if paths else Path(texts[0])
+        raise UserError(f"--data_path {place} is not there; give a folder with shards, or 'DIR/{{000..099}}.tar'")
     return paths
 
 
-def read_index(path: Path, pattern: str | Path) -> dict:
-    """The contents of shards.json; UserError if it is missing or damaged."""
+def read_index(folder: Path, pattern: str) -> dict:
+    """The contents of shards.json in a folder; UserError if it is missing or damaged."""
+    path = folder / INDEX
     if not path.is_file():
-        raise UserError(f"--data_path: there is no {path}; run: {AGAIN} '{pattern}'")
+        again = f"{AGAIN} '{pattern}'" if any(folder.glob("*.tar")) else f"{MODULE} DIR {folder}, which packs a folder"
+        raise UserError(f"--data_path {folder}: there is no {INDEX}; run: {again}")
     try:
         return parse_index(str(path), path.stat().st_mtime_ns)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -196,7 +204,7 @@ def find_samples(path: str) -> list[tuple[int, int, int]]:
     try:
         with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             samples = list(read_samples(tar, file))
-    except (tarfile.TarError, EOFError, ValueError, OSError) as error:
+    except (tarfile.TarError, EOFError, ValueError) as error:
         raise ValueError(f"no complete tar file: {error}") from None
     return samples
 

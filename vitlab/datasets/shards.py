@@ -23,7 +23,7 @@ from vitlab.cli import Parser, UserError, run_cli, whole_number
 from vitlab.datasets.folders import FolderIndex, stratified_order
 from vitlab.files import writable_folder, write_text
 from vitlab.layout import split_of
-from vitlab.shards import INDEX, expand, find_samples
+from vitlab.shards import INDEX, expand, find_samples, unreadable
 
 
 def pack(folder: str | Path, out: str | Path, *, images_per_shard: int = 1000, seed: int = 0) -> list[str]:
@@ -87,7 +87,7 @@ def write_index_of(pattern: str, classes: Sequence[str] | None = None) -> Path:
         try:
             labels = [label for _, _, label in find_samples(str(path))]
         except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read ({error}); copy it there again, or leave it out") from None
+            raise UserError(unreadable(str(path), error)) from None
         if not labels or min(labels) < 0:
             raise UserError(f"{path} has no images with a .cls from 0 on beside them; leave it out")
         words = filter(None, map(split_of, re.split("[^a-z]+", path.stem.lower())))

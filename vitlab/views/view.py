@@ -176,8 +176,10 @@ class View:
             index = DEFAULT_INDEX if self.args.index is None else self.args.index
             config = self.checkpoint.data_config(**self.run_settings)
             image, label = test_image(config, index)
-            at_path = config.dataset in AT_DATA_PATH
-            dataset = Path(config.data_path).resolve().name if at_path else config.dataset.removesuffix("10")
+            place = Path(config.data_path).resolve()
+            if config.dataset == "webdataset" and not place.is_dir():
+                place = place.parent  # of a pattern
+            dataset = place.name if config.dataset in AT_DATA_PATH else config.dataset.removesuffix("10")
             yield self._subject(
                 f"{dataset}-index-{index}", image, side=self.model.img_size, label=self.checkpoint.classes[label]
             )
