@@ -66,7 +66,7 @@ def read_checkpoint(path: str | Path, *, lazily: bool = False) -> Any:
             f"{path.parent} is saved in several files; save it in one: save_pretrained(max_shard_size='99GB')"
         )
     if not path.is_file():
-        raise UserError(f"checkpoint {path} does not exist; train one with train.py, or check --model_path")
+        raise UserError(f"checkpoint {path} does not exist; check the path, or train one with train.py")
     contents = read_safetensors(path) if path.suffix == ".safetensors" else read_pt(path, lazily=lazily)
     if path.name in HUB_FILES and (path.parent / "config.json").is_file():
         contents = {"weights": contents, **read_hub_configs(path.parent)}
@@ -85,7 +85,7 @@ def read_pt(path: Path, *, lazily: bool) -> Any:
             "was not run; where you trust it, save its state dict: torch.save(model.state_dict(), 'weights.pt')"
         ) from None
     except (LookupError, AttributeError, EOFError, AssertionError, struct.error):  # torch.load on other kinds of files
-        raise UserError(f"{path} is not a complete checkpoint; check --model_path, or copy it again") from None
+        raise UserError(f"{path} is not a complete checkpoint; copy it again, or give another") from None
     except (RuntimeError, OSError, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"{path} is not a complete checkpoint ({reason}); copy it again") from None

@@ -48,7 +48,8 @@ def pack(folder: str | Path, out: str | Path, *, images_per_shard: int = 1000, s
         workshop.chmod(0o755)
         workshop.replace(out)
     except OSError as error:
-        raise UserError(f"{out} could not be written ({error.strerror or error}); nothing is left of it") from None
+        reason = f"{error.filename or out}: {error.strerror or error}"
+        raise UserError(f"{out} is not written ({reason}); nothing is left of it") from None
     finally:
         shutil.rmtree(workshop, ignore_errors=True)
     return index.notes

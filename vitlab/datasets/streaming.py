@@ -133,9 +133,10 @@ def places_of(files: Sequence[tuple[ShardImage, int]]) -> dict[str, torch.Tensor
     """ShardStream's places: where each image of each shard is in the list."""
     places = {}
     for place, (image, _) in enumerate(files):
-        of_shard = places.setdefault(image.shard.path, torch.full((image.shard.images,), -1))
-        of_shard[image.number] = place
-    return places
+        if image.shard.path not in places:
+            places[image.shard.path] = [-1] * image.shard.images
+        places[image.shard.path][image.number] = place
+    return {path: torch.tensor(of_shard) for path, of_shard in places.items()}
 
 
 class ShardBatches(FileBatches):
