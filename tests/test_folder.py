@@ -292,6 +292,7 @@ def test_the_classes_travel_in_the_checkpoint(tmp_path):
     assert_refused(run(*command[1:], cwd=tmp_path), "crimson", "red")
 
 
+@pytest.mark.slow
 def test_too_few_images_for_a_test_split_or_for_early_stopping(tmp_path):
     """A fifth of two images, or a tenth of four, is none: that is said, and no command is printed that cannot work."""
     paint(tmp_path / "few", 1)

@@ -257,6 +257,7 @@ def test_early_stopping_waits_its_epochs(tmp_path):
 # ----------------------------------------------------------------------------------------- compiling
 
 
+@pytest.mark.slow
 def test_compile_without_a_compiler_goes_on_with_one_line(tmp_path):
     env = {**os.environ, "CXX": "/nowhere/c++", "CC": "/nowhere/cc", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     done = run("train.py", *FLAGS, "--epochs", 1, "--no_test", "--compile", "--device", "cpu", cwd=tmp_path, env=env)
@@ -375,6 +376,7 @@ def test_weights_and_biases_offline(tmp_path, monkeypatch):
     assert b"trial" in file.read_bytes() and b"epoch/train_loss" in file.read_bytes()
 
 
+@pytest.mark.slow
 def test_weights_and_biases_without_a_key(tmp_path):
     pytest.importorskip("wandb")
     env = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")} | {"HOME": str(tmp_path)}
@@ -420,6 +422,7 @@ def test_cutmix_needs_two_classes():
         TrainConfig.create(dataset=None, img_size=8, in_chans=1, num_classes=1, cutmix=1)
 
 
+@pytest.mark.slow
 def test_every_config_can_be_trained(tmp_path):
     """Each file of configs/ is read, builds its model, and takes a few steps on which the loss falls: of ImageNet's
     on a folder of our own, with 2 of the 12 blocks."""
