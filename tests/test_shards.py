@@ -425,9 +425,11 @@ def test_a_damaged_shard_ends_a_training_in_one_line(shards, tmp_path):
     [
         ("{}/train-{{000000..000009}}.tar", "train-000007.tar is not in"),
         ("{}/test-{{000000..000001}}.tar", "no shard of training images"),
-        ("none/{{0..3}}.tar", "none is not there"),
+        ("none/{{0..3}}.tar", "none is not there; give a folder"),
         ("{}/train-{{0..", "is no pattern"),
         ("{}/none-*.tar", "none-*.tar is not there"),
+        ("{}/nowhere", "/nowhere is neither a folder nor a .tar file"),
+        ("{}/train-{{0..3}}.tgz", "/train-0.tgz is neither a folder nor a .tar file"),
         ("https://example.org/{{000..099}}.tar", "shards are read from a disk"),
         ("pipe:cat {}/train-000000.tar", "shards are read from a disk"),
     ],

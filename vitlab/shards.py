@@ -134,6 +134,8 @@ def expand(data_path: str) -> list[Path] | None:
         texts = list(braceexpand(data_path))
     except (UnbalancedBracesError, ValueError) as error:
         raise UserError(f"--data_path {data_path} is no pattern ({error}); as 'DIR/{{000..099}}.tar'") from None
+    if other := next((text for text in texts if not text.endswith(".tar")), None):
+        raise UserError(f"--data_path {other} is neither a folder nor a .tar file; give one of them, or a pattern")
     found = [sorted(glob.glob(text)) if glob.has_magic(text) else [text] for text in texts]
     paths = [Path(path) for paths in found for path in paths]
     if not paths or not paths[0].parent.is_dir():
