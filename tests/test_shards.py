@@ -125,6 +125,7 @@ def test_a_folder_of_one_tree_gets_the_same_test_split(folder, tmp_path):
         (("{folder}", "{tmp}/out", "--images_per_shard", "0"), ["--images_per_shard 0", "from 1 on"]),
         (("--index", "{shards}"), ["is a folder", "{000..099}.tar"]),
         (("--index", "{tmp}/a.tar"), ["{tmp}/a.tar cannot be read (No such file"]),
+        (("--index", "{shards}/train-00000{{0..6}}.tar"), ["{shards}/shards.json is there already", "remove it"]),
         (("--index", "{shards}/train-00000{{0..6}}.tar", "--classes", "{tmp}/none"), ["--classes {tmp}/none"]),
     ],
     ids=lambda value: " ".join(value)[:30],
@@ -416,7 +417,7 @@ def test_a_damaged_shard_ends_a_training_in_one_line(shards, tmp_path):
     change, words = BROKEN["overwritten"]
     change(out)
     done = run("train.py", *STREAM, *SMALL, "--data_path", out, cwd=tmp_path)
-    assert_refused(done, words.format(out), "copy it again, or run: python -m")
+    assert_refused(done, words.format(out), "copy it again, or pack it again")
     assert not list(tmp_path.glob("model/*/best.pt"))
 
 

@@ -37,6 +37,16 @@ class DatasetInfo:
     folders: tuple[str, ...] = ()
 
 
+AT_DATA_PATH = ("folder", "hf", "webdataset")  # which --data_path names; the others lie in that folder
+OWN = DatasetInfo(  # the classes are read from the set, mean and std are measured
+    classes=(),
+    img_size=64,
+    in_chans=3,
+    mean=(),
+    std=(),
+    augment="crop-flip",
+    defaults=dict(patch_size=8),
+)
 DATASETS = {
     "cifar10": DatasetInfo(
         classes=CLASSES["cifar10"],
@@ -182,35 +192,8 @@ DATASETS = {
         augment="crop-flip",
         defaults={},
     ),
-    "folder": DatasetInfo(  # the classes are the folders' names, mean and std are measured
-        classes=(),
-        img_size=64,
-        in_chans=3,
-        mean=(),
-        std=(),
-        augment="crop-flip",
-        defaults=dict(patch_size=8),
-    ),
-    "hf": DatasetInfo(  # the same for a set of the Hugging Face hub
-        classes=(),
-        img_size=64,
-        in_chans=3,
-        mean=(),
-        std=(),
-        augment="crop-flip",
-        defaults=dict(patch_size=8),
-    ),
-    "webdataset": DatasetInfo(  # and for tar files
-        classes=(),
-        img_size=64,
-        in_chans=3,
-        mean=(),
-        std=(),
-        augment="crop-flip",
-        defaults=dict(patch_size=8),
-    ),
+    **dict.fromkeys(AT_DATA_PATH, OWN),
 }
-AT_DATA_PATH = ("folder", "hf", "webdataset")  # which --data_path names; the others lie in that folder
 NOT_DOWNLOADED = ("digits", *AT_DATA_PATH)  # by download.py
 UNNAMED = DatasetInfo(  # batches of one's own, from Python
     classes=(),

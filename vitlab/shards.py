@@ -40,11 +40,10 @@ class Shard:
     images: int
 
     def check(self, found: int) -> None:
-        """Raise UserError if so many images were found."""
+        """Raise UserError unless so many images were found."""
         if found != self.images:
-            raise UserError(
-                f"shard {self.path} has {found} images, not {self.images} as in {INDEX}; copy it again, or run: {AGAIN}"
-            )
+            different = f"has {found} images, not {self.images} as in {INDEX}"
+            raise UserError(f"shard {self.path} {different}; copy it again, or pack it again")
 
 
 @dataclass(frozen=True, eq=False, slots=True)

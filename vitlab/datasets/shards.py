@@ -77,10 +77,12 @@ def write_index(folder: Path, classes: Sequence[str], shards: dict[str, dict]) -
 
 def write_index_of(pattern: str, classes: Sequence[str] | None = None) -> Path:
     """Write shards.json beside shards that exist, and return its path. classes: their names in the order of their
-    numbers; default: the numbers. Raises UserError if a shard cannot be read or has no images."""
+    numbers; default: the numbers. UserError if a shard cannot be read or has no images, or if an index is there."""
     paths = expand(pattern)
     if paths is None:
         raise UserError(f"--index {pattern} is a folder; name the shards, as '{pattern}/{{000..099}}.tar'")
+    if (index := paths[0].parent / INDEX).exists():
+        raise UserError(f"{index} is there already; remove it first")
     shards = {}
     for path in tqdm(paths, "index", disable=None, leave=False, unit="shard"):
         if path.parent != paths[0].parent:
