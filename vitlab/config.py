@@ -139,6 +139,9 @@ class RecipeSettings:
     grad_accum_steps: int = setting(1, "batches whose gradients make one step", low=1, high=100_000)
     freeze: str | None = setting(None, "head: train the head alone; N: keep the embedding and the first N blocks")
     layer_decay: float = setting(1.0, "the learning rate of block i is times layer_decay^(depth - i)", above=0, high=1)
+    patch_drop_rate: float = setting(
+        0.0, "share of the patches left out of training images at first; falls to 0 in the last epoch", low=0, high=0.9
+    )
     ema_decay: float = setting(0.0, "of averaged weights, which are then what is evaluated", low=0, high=0.999999)
     early_stopping: int | None = setting(None, "stop after N epochs without a lower validation loss", low=1)
 

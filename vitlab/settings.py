@@ -199,6 +199,10 @@ def check_settings(config: Any, classes: Sequence[str]) -> None:
         raise UserError(f"--visualizers show attention, and {config.model} has none; leave the flag out")
     if config.grad_checkpointing and config.model != "vit":
         raise UserError(f"--grad_checkpointing works on blocks, and {config.model} has none; leave it out")
+    if config.patch_drop_rate and config.model != "vit":
+        raise UserError(f"--patch_drop_rate leaves out patches, and {config.model} has none; leave it out")
+    if config.patch_drop_rate and config.compile:
+        raise UserError("--patch_drop_rate: the number of patches changes, and --compile is for one; keep one of them")
     if config.fsdp and config.visualizers:
         raise UserError("--visualizers need the whole model in one process; leave out them or --fsdp")
     if config.visualize_layers and max(config.visualize_layers) >= config.depth:

@@ -4,7 +4,7 @@ import importlib.metadata
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Sequence, Sized
 from pathlib import Path
 
 import torch
@@ -79,6 +79,7 @@ def make_report(
     seconds: float,
     images_per_second: float | None = None,
     images: int | None = None,
+    patch_drop_rates: Sequence[float] = (0.0,),
     data: list[str] | None = None,
     train_dtype: str | None = None,
     **results: dict | None,
@@ -86,10 +87,10 @@ def make_report(
     """The contents of report.json, the same for train.py and test.py.
 
     seconds: of the complete run; images_per_second: of training alone; images: how many were trained on, over all
-    epochs, from which train_pflop follows (None for a module that does not say the size of its images). data: what was
-    printed about the images before the training (Splits.summary). train_dtype: hardware.describe_precision's;
-    evaluation has the weights' own. results: train, val and test, each metrics.summary's dict, or None if it was not
-    measured.
+    epochs, and patch_drop_rates: of each epoch; from these follows train_pflop (None for a module that does not say the
+    size of its images). data: what was printed about the images before the training (Splits.summary). train_dtype:
+    hardware.describe_precision's; evaluation has the weights' own. results: train, val and test, each metrics.summary's
+    dict, or None if it was not measured.
     """
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     cuda = {"cuda": torch.version.cuda} if device.type == "cuda" else {}
@@ -112,7 +113,7 @@ def make_report(
         "parameters": count_parameters(model),
         "seconds": round(seconds, 2),
         "images_per_second": images_per_second and round(images_per_second, 1),
-        "train_pflop": train_pflop(model, images) if images and hasattr(model, "img_size") else None,
+        "train_pflop": train_pflop(model, images, patch_drop_rates) if images and hasattr(model, "img_size") else None,
         "data": data,
         **{split: results.get(split) for split in ("train", "val", "test")},
     }

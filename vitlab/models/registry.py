@@ -2,6 +2,8 @@
 
 import contextlib
 import pkgutil
+from collections import Counter
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from model import VisionTransformer
 from vitlab.cli import UserError
 from vitlab.config import TrainConfig
+from vitlab.models.patch_dropout import patches_dropped
 
 MODELS = {  # "module:class", imported on use: the ResNets need torchvision, which takes a second
     "vit": "model:VisionTransformer",
@@ -69,18 +72,20 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def count_flops(model: nn.Module) -> int:
+def count_flops(model: nn.Module, patch_drop_rate: float = 0.0) -> int:
     """Floating-point operations of one image's forward pass: matrix products and convolutions only, a
     multiplication and an addition counted as two (torch.utils.flop_counter). The image is in_chans x img_size x
-    img_size, by the model's attributes."""
+    img_size, by the model's attributes. With patch_drop_rate the blocks see that share of the patches less."""
     # the counter does not know the fused kernel, so attention is written out
     explicit = {"return_attention": True} if isinstance(model, VisionTransformer) else {}
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, patches_dropped(model, patch_drop_rate):
         run_once(model, **explicit)
     return counter.get_total_flops()
 
 
-def train_pflop(model: nn.Module, images: int) -> float:
+def train_pflop(model: nn.Module, images: int, patch_drop_rates: Sequence[float] = (0.0,)) -> float:
     """Operations of a training that saw so many images, in PFLOP (1e15), to four digits: those of count_flops, three
-    times (the backward pass takes two forward passes). The same on every machine."""
-    return float(f"{3 * count_flops(model) * images / 1e15:.4g}")
+    times (the backward pass takes two forward passes). The same on every machine. patch_drop_rates: of each epoch."""
+    epochs = Counter(patch_drop_rates)
+    flops = sum(count_flops(model, rate) * n for rate, n in epochs.items()) / epochs.total()
+    return float(f"{3 * flops * images / 1e15:.4g}")

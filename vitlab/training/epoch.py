@@ -17,6 +17,7 @@ from vitlab.config import flag
 from vitlab.datasets.augment import make_mix
 from vitlab.datasets.splits import Splits
 from vitlab.hardware import autocast
+from vitlab.models.patch_dropout import drop_rate, patches_dropped
 from vitlab.training.freezing import train_mode
 from vitlab.training.optimizers import accumulation, loss_weight, optimizer_step, set_learning_rate
 from vitlab.training.state import Run, generator_states, set_generator_states
@@ -38,8 +39,12 @@ def train_one_epoch(run: Run, sets: Splits, stop: Callable[[], int]) -> tuple[fl
     steps, mix, meter = len(sets.train), make_mix(config), Meter(run)
     title = f"epoch {progress.epoch + 1}/{config.epochs}"
     train_mode(run.model)
+    dropped = drop_rate(config.patch_drop_rate, progress.epoch, config.epochs)
 
-    with tqdm(total=steps, initial=progress.step, desc=title, leave=False, disable=None, unit="batch") as bar:
+    with (
+        patches_dropped(run.model, dropped),
+        tqdm(total=steps, initial=progress.step, desc=title, leave=False, disable=None, unit="batch") as bar,
+    ):
         before = int(bool(mix) and processes.count() > 1)  # the image that the first one of the share is mixed with
         batches = batches_from(sets.train, progress.epoch, progress.step, before)
         for step, (images, labels, own, n) in enumerate(batches, start=progress.step):
