@@ -73,7 +73,8 @@ def test_a_step_waits_for_nothing(machine, policy, stem):
     steps, flushes = (25, 2) if policy == "crop-flip" else (5, 1)  # losses are read twenty at a time, and at the end
     config = TrainConfig.create(
         TINY, depth=1, stem=stem, num_train_images=32 * steps, val_split=0, augment=policy, random_erasing=0.5,
-        cutmix=1.0, mixup=1.0, drop_rate=0.1, drop_path_rate=0.1, optimizer="muon", clip_grad=1.0, epochs=1, **flips,
+        cutmix=1.0, mixup=1.0, drop_rate=0.1, drop_path_rate=0.1, optimizer="muon", clip_grad=1.0, epochs=1,
+        patch_drop_rate=0.5, **flips,
     )  # fmt: skip
     sets = load_data(config, ("train",))
     run = make_run(config, sets)

@@ -28,7 +28,8 @@ from vitlab.training.state import Run
 FLAGS = (
     "--dataset digits --embed_dim 16 --n_layers 2 --num_train_images 400 --epochs 4 --optimizer muon --ema_decay 0.9 "
     "--dropout 0.2 --drop_path_rate 0.2 --augment randaugment --random_erasing 0.3 --mixup 0.4 --cutmix 1 "
-    "--grad_accum_steps 2 --clip_grad 1 --save_every_n_steps 4 --save_every_n_epochs 1 --num_test_images 50"
+    "--grad_accum_steps 2 --clip_grad 1 --patch_drop_rate 0.5 --save_every_n_steps 4 --save_every_n_epochs 1 "
+    "--num_test_images 50"
 ).split()  # 12 batches, 6 steps an epoch
 NAME = "vit-layer2-8-digits"
 TINY = ["--dataset", "digits", "--embed_dim", 16, "--n_layers", 1, "--num_train_images", 100]

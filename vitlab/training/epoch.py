@@ -41,10 +41,7 @@ def train_one_epoch(run: Run, sets: Splits, stop: Callable[[], int]) -> tuple[fl
     train_mode(run.model)
     dropped = drop_rate(config.patch_drop_rate, progress.epoch, config.epochs)
 
-    with (
-        patches_dropped(run.model, dropped),
-        tqdm(total=steps, initial=progress.step, desc=title, leave=False, disable=None, unit="batch") as bar,
-    ):
+    with tqdm(total=steps, initial=progress.step, desc=title, leave=False, disable=None, unit="batch") as bar:
         before = int(bool(mix) and processes.count() > 1)  # the image that the first one of the share is mixed with
         batches = batches_from(sets.train, progress.epoch, progress.step, before)
         for step, (images, labels, own, n) in enumerate(batches, start=progress.step):
@@ -56,7 +53,7 @@ def train_one_epoch(run: Run, sets: Splits, stop: Callable[[], int]) -> tuple[fl
                 images, targets = (mixed[before:] for mixed in mix(images, labels, progress.epoch, step))
                 labels = targets.argmax(-1) if targets.ndim == 2 else targets
             count, is_last = accumulation(step, steps, config.grad_accum_steps)
-            with gradients_exchanged(run.forward, is_last):
+            with gradients_exchanged(run.forward, is_last), patches_dropped(run.model, dropped):
                 with autocast(device, run.amp):
                     logits = run.forward(images)
                     loss = F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
