@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from conftest import assert_refused, run, scramble
+from conftest import assert_refused, run
+from test_model import scramble
 
 from model import VisionTransformer
 from vitlab.config import TrainConfig
