@@ -60,14 +60,25 @@ def test_operations_are_those_of_the_patches_that_were_seen():
     assert train_pflop(model, 3000, rates) == pytest.approx(expected, rel=1e-3)
 
 
-def test_a_report_counts_them(tmp_path):
-    config = TrainConfig.create(
-        dataset="digits", num_train_images=64, val_split=0, epochs=3, patch_drop_rate=0.5, no_test=True,
-        output_path=str(tmp_path), model_path=str(tmp_path),
-    )  # fmt: skip
-    model = build_model(config)
-    report = fit(model, load_data(config), config)
-    assert report["train_pflop"] == train_pflop(model, 3 * 64, [0.5, 0.25, 0]) < train_pflop(model, 3 * 64)
+def test_a_report_counts_what_each_epoch_dropped(tmp_path):
+    def pflop(**settings):
+        config = TrainConfig.create(
+            dataset="digits", num_train_images=64, val_split=0, patch_drop_rate=0.5, warmup_epochs=0, no_test=True,
+            output_path=str(tmp_path), model_path=str(tmp_path), **settings,
+        )  # fmt: skip
+        return fit(build_model(config), load_data(config), config)["train_pflop"]
+
+    model = build_model(TrainConfig.create(dataset="digits"))
+    assert pflop(epochs=3) == train_pflop(model, 3 * 64, [0.5, 0.25, 0]) < train_pflop(model, 3 * 64)
+    two = pflop(epochs=2)
+    last = next(tmp_path.glob("*-2/last.pt"))
+    contents = torch.load(last, weights_only=True)
+    longer = pflop(epochs=4, resume=str(last))
+    assert two == train_pflop(model, 2 * 64, [0.5, 0])
+    assert longer == train_pflop(model, 4 * 64, [0.5, 0, 0.5 / 3, 0])
+    del contents["training"]["progress"]["dropped"]  # of a version that dropped none
+    torch.save(contents, last)
+    assert pflop(epochs=4, resume=str(last)) == train_pflop(model, 4 * 64, [0, 0, 0.5 / 3, 0])
 
 
 @pytest.mark.parametrize(

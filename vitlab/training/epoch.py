@@ -40,6 +40,7 @@ def train_one_epoch(run: Run, sets: Splits, stop: Callable[[], int]) -> tuple[fl
     title = f"epoch {progress.epoch + 1}/{config.epochs}"
     train_mode(run.model)
     dropped = drop_rate(config.patch_drop_rate, progress.epoch, config.epochs)
+    progress.dropped[progress.epoch :] = [dropped]
 
     with tqdm(total=steps, initial=progress.step, desc=title, leave=False, disable=None, unit="batch") as bar:
         before = int(bool(mix) and processes.count() > 1)  # the image that the first one of the share is mixed with

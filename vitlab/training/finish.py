@@ -10,7 +10,6 @@ from vitlab.evaluation import metrics
 from vitlab.evaluation.report import evaluate, make_report
 from vitlab.files import write_json
 from vitlab.hardware import describe_precision
-from vitlab.models.patch_dropout import drop_rate
 from vitlab.pictures import canvas, figures
 from vitlab.training.sharding import load_whole
 from vitlab.training.snapshots import Snapshots
@@ -39,7 +38,7 @@ def finish(run: Run, sets: Splits, snapshots: Snapshots) -> dict:
         seconds=run.seconds,
         images_per_second=images / training_seconds,
         images=images,
-        patch_drop_rates=[drop_rate(config.patch_drop_rate, i, config.epochs) for i in range(len(progress.history))],
+        patch_drop_rates=progress.dropped,
         data=sets.summary().splitlines(),
         train_dtype=describe_precision(run.device, run.amp),
         train=metrics.running(row["train_accuracy"], row["train_loss"], progress.images),

@@ -36,6 +36,7 @@ class Progress:
     best_loss: float = math.inf  # the lowest validation loss; early stopping counts the epochs since then:
     waited: int = 0
     images: int = 0  # in a complete epoch
+    dropped: list = field(default_factory=list)  # of each epoch, the share of the patches that was left out
     finished: bool = False
     test_readings: int = 0  # how often the test images were read
     wall: float = 0.0  # seconds of the complete run, without interruptions
@@ -146,6 +147,7 @@ class Run:
         training = checkpoint["training"]
         read_before = int(training["progress"]["finished"] and not checkpoint["config"]["no_test"])
         self.progress = Progress(**{"test_readings": read_before, **training["progress"]})  # older ones lack it
+        self.progress.dropped += [0.0] * (self.progress.epoch - len(self.progress.dropped))
         self.began = time.perf_counter() - self.progress.wall - self.progress.seconds
         load_whole(self.evaluated, checkpoint["model"])
         if self.average:
