@@ -64,19 +64,19 @@ def sine_positions(grid_size, dim):
 
 class ConvStem(nn.Module):
     """Turns an image into tokens by stages that halve the side: stem_depth 3 x 3 convolutions, each with batch norm and
-    ReLU, and a pooling after the first. The width doubles from 64 to embed_dim, and a last convolution does not pool
-    (Hassani et al., arXiv:2104.05704, section 3.3; Xiao et al., arXiv:2106.14881, section 4).
+    ReLU, and a pooling after the first. The width grows stem_growth times by stage, from 64 to embed_dim, and a last
+    convolution does not pool (Hassani et al., arXiv:2104.05704, section 3.3; Xiao et al., arXiv:2106.14881, section 4).
     If whitened, as in a fast CNN (Jordan, arXiv:2404.00498, section 3): first a frozen 2 x 2 convolution whitens the
     pixels (fit() sets its filters); GELU, norms without scale, filters that start as the identity; no last one."""
 
-    def __init__(self, *, img_size, patch_size, in_chans, embed_dim, stem_depth=1, whitened=False):
+    def __init__(self, *, img_size, patch_size, in_chans, embed_dim, stem_depth=1, stem_growth=2, whitened=False):
         super().__init__()
         halvings = patch_size.bit_length() - 1
         if patch_size < 2 or patch_size != 2**halvings or img_size % patch_size:
             remedy = "each stage halves the side, so choose a power of two, from 2 on, that divides it"
             raise ValueError(f"patch size {patch_size} with a conv stem at image size {img_size}: {remedy}")
         self.grid_size = img_size // patch_size
-        widths = [*(min(64 * 2**i, embed_dim) for i in range(halvings - 1)), embed_dim]
+        widths = [*(min(64 * stem_growth**i, embed_dim) for i in range(halvings - 1)), embed_dim]
         widths = [8 * in_chans, *widths] if whitened else [in_chans, *widths, embed_dim]
         self.whiten = nn.Conv2d(in_chans, 8 * in_chans, 2, bias=False).requires_grad_(False) if whitened else None
         pool, act = (nn.MaxPool2d(2), nn.GELU()) if whitened else (nn.MaxPool2d(3, 2, padding=1), nn.ReLU())
@@ -201,7 +201,7 @@ class VisionTransformer(nn.Module):
         attn_drop_rate: dropout of the attention weights, in 0..1.
         drop_path_rate: stochastic depth of the last block, in 0..1; grows linearly from 0 in the first.
         stem: "linear" (patches), "conv" or "whitened" (ConvStem: patch_size is how much the side shrinks).
-        stem_depth: convolutions in each stage of a ConvStem.
+        stem_depth, stem_growth: convolutions in each stage of a ConvStem; how many times wider than the last it is.
         pool: what the head sees: "cls" (the normed CLS token), "mean" (the patches' mean, then a norm: timm's fc_norm),
             "normed_mean" (first the norm) or "seq" (normed tokens weighted by a learned query, no CLS: CCT, 3.2).
         head: "linear", or "mlp": linear, tanh, linear (the paper's head with a representation layer).
@@ -227,6 +227,7 @@ class VisionTransformer(nn.Module):
         drop_path_rate=0.0,
         stem="linear",
         stem_depth=1,
+        stem_growth=2,
         pool="cls",
         head="linear",
         norm_eps=1e-6,
@@ -237,13 +238,12 @@ class VisionTransformer(nn.Module):
             if value not in known:
                 raise ValueError(f"{name} {value!r} is unknown; choose {' or '.join(known)}")
         sizes = dict(img_size=img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim)
-        for name, size in dict(sizes, num_classes=num_classes, depth=depth, stem_depth=stem_depth).items():
+        conv = dict(sizes, stem_depth=stem_depth, stem_growth=stem_growth)
+        for name, size in dict(conv, num_classes=num_classes, depth=depth).items():
             if size < 1:
                 raise ValueError(f"{name} {size} is too small; choose 1 or more")
         self.img_size, self.in_chans, self.pool, self.grad_checkpointing = img_size, in_chans, pool, False
-
-        conv = dict(sizes, stem_depth=stem_depth, whitened=stem == "whitened")
-        self.patch_embed = PatchEmbed(**sizes) if stem == "linear" else ConvStem(**conv)
+        self.patch_embed = PatchEmbed(**sizes) if stem == "linear" else ConvStem(**conv, whitened=stem == "whitened")
         self.grid_size = self.patch_embed.grid_size  # G
         self.has_cls = pool != "seq"
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if self.has_cls else None

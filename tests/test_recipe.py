@@ -25,7 +25,14 @@ from vitlab.models.registry import build_model
 from vitlab.training import loop, tracking
 from vitlab.training.loop import check_last_batch
 from vitlab.training.muon import Muon
-from vitlab.training.optimizers import MovingAverage, accumulation, make_optimizers, optimizer_step, warmup_cosine
+from vitlab.training.optimizers import (
+    MovingAverage,
+    accumulation,
+    make_optimizers,
+    optimizer_step,
+    set_learning_rate,
+    warmup_cosine,
+)
 
 TINY = dict(
     dataset="digits",
@@ -164,6 +171,24 @@ def test_muon_has_one_rate_unless_convolutions_have_their_own():
     config = TrainConfig.create(TINY, optimizer="muon", muon_lr=0.02, learning_rate=1e-3, stem="conv", stem_depth=2)
     _, muon = make_optimizers(build_model(config), config)
     assert [group["lr_scale"] for group in muon.param_groups] == [20, 20]
+
+
+def test_muon_normalizes_filters_and_has_a_momentum():
+    for normalized, momentum in ((True, 0.6), (False, 0.95)):
+        options = dict(stem="whitened", stem_depth=2, muon_momentum=momentum, normalize_filters=normalized)
+        config = TrainConfig.create(TINY, optimizer="muon", in_chans=3, image_size=16, patch_size=4, **options)
+        model = build_model(config)
+        optimizers = make_optimizers(model, config)
+        set_learning_rate(optimizers, 1e-2)
+        for _ in range(2):
+            model(torch.randn(4, 3, 16, 16)).square().sum().backward()
+            optimizers[1].step()
+        matrices, filters = (group["params"] for group in optimizers[1].param_groups)
+        assert [group["momentum"] for group in optimizers[1].param_groups] == [momentum, momentum]
+        assert len(filters) == 4
+        for kind, is_normalized in ((matrices, False), (filters, normalized)):
+            norms = torch.stack([parameter.norm() / len(parameter) ** 0.5 for parameter in kind])
+            assert torch.allclose(norms, torch.ones(len(kind)), atol=1e-5) == is_normalized
 
 
 def test_a_gradient_that_overflows_in_float16_stops_all_optimisers():
@@ -338,15 +363,17 @@ def test_a_resumed_run_takes_the_new_flags(tmp_path):
     for state in first["training"]["optimizers"]:
         for group in state["param_groups"]:
             group["scale"] = group.pop("lr_scale")  # as checkpoints had it before
+            group.pop("normalize", None)
     write_checkpoint(tmp_path / "vit-layer2-8-digits" / "last.pt", first)
     paths = dict(output_path=str(tmp_path), model_path=str(tmp_path), no_test=True, resume="auto")
-    new = dict(epochs=2, optimizer="muon", weight_decay=0.5, muon_lr=0.03, learning_rate=1e-3)
+    new = dict(epochs=2, optimizer="muon", weight_decay=0.5, muon_lr=0.03, muon_momentum=0.6, learning_rate=1e-3)
     config = TrainConfig.create(TINY, **paths, **new)
     loop.fit(build_model(config), load_data(config), config)
     last = read_checkpoint(config.checkpoint_folder / "last.pt")
     adamw, muon = (state["param_groups"] for state in last["training"]["optimizers"])
     assert [group["weight_decay"] for group in (*adamw, *muon)] == [0.5, 0.0, 0.5]
     assert [group["lr_scale"] for group in (*adamw, *muon)] == pytest.approx([1, 1, 30])
+    assert muon[0]["momentum"] == 0.6 and muon[0]["normalize"] is False
     assert not any("scale" in group for group in (*adamw, *muon))
     assert len(last["history"]) == 2 and last["history"][0] == first["history"][0]
 
@@ -476,6 +503,13 @@ def test_a_whitened_stem_starts_as_the_identity():
     x = torch.randn(2, 24, 32, 32)
     out = model.patch_embed.stages.conv0(x)
     assert torch.allclose(out[:, :24], x, atol=1e-6) and not torch.allclose(out[:, 24:48], x, atol=1e-3)
+
+
+def test_the_stages_of_a_stem_grow():
+    for growth, widths in ((2, [64, 128, 192]), (4, [64, 192, 192]), (1, [64, 64, 192])):
+        config = TrainConfig.create(stem="whitened", stem_growth=growth, patch_size=8, embed_dim=192, num_heads=3)
+        stages = build_model(config).patch_embed.stages
+        assert [stages.get_submodule(f"conv{i}").out_channels for i in range(3)] == widths
 
 
 def test_the_schedule_falls_along_a_line():

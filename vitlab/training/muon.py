@@ -12,13 +12,21 @@ class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon): momentum whose matrix is made orthogonal.
 
     Its steps are those of torch.optim.Muon. But parameters of one shape are stepped together, which on a GPU saves nine
-    of ten kernels, and the filters of a convolution, C x I x k x k, are taken as C x Ikk matrices.
+    of ten kernels, and the filters of a convolution, C x I x k x k, are taken as C x Ikk matrices. In groups with
+    normalize, each step ends by scaling a parameter to the norm of C rows of norm 1 (airbench94_muon.py of
+    github.com/KellerJordan/cifar10-airbench): where a batch norm follows, only the direction of filters matters.
     """
 
     def __init__(
-        self, params: Iterable, *, lr: float = 1e-3, weight_decay: float = 0.1, momentum: float = 0.95
+        self,
+        params: Iterable,
+        *,
+        lr: float = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        normalize: bool = False,
     ) -> None:
-        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
+        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum, normalize=normalize))
 
     @torch.no_grad()
     def step(self) -> None:
@@ -47,6 +55,8 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         updates = [part(update, parameter) for update, parameter in zip(updates, parameters)]
         torch._foreach_add_(parameters, updates, alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
+        if group["normalize"]:
+            torch._foreach_mul_(parameters, [rows**0.5 / parameter.norm() for parameter in parameters])
 
 
 def orthogonal(matrices: torch.Tensor) -> torch.Tensor:

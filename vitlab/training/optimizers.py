@@ -66,8 +66,10 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
         if not (matrices or filters):
             raise UserError("--optimizer muon: no block and no second convolution is trained; choose adamw")
         own = groups(matrices, factor=config.muon_lr / config.learning_rate)
-        own += groups(filters, factor=(config.muon_conv_lr or config.muon_lr) / config.learning_rate)
-        optimizers.append(Muon(own, lr=config.muon_lr, weight_decay=config.weight_decay))
+        factor = (config.muon_conv_lr or config.muon_lr) / config.learning_rate
+        own += groups(filters, factor=factor, normalize=config.normalize_filters)
+        decay, momentum = config.weight_decay, config.muon_momentum
+        optimizers.append(Muon(own, lr=config.muon_lr, weight_decay=decay, momentum=momentum))
     return optimizers
 
 

@@ -154,10 +154,8 @@ class Run:
             load_whole(self.model, training["raw_model"])
             self.average.n_averaged.fill_(training["averaged"])
         for optimizer, state in zip(self.optimizers, training["optimizers"], strict=True):
-            configured = [
-                {name: group[name] for name in ("weight_decay", "lr_scale") if name in group}
-                for group in optimizer.param_groups
-            ]
+            flags = ("weight_decay", "lr_scale", "momentum", "normalize")
+            configured = [{name: group[name] for name in flags if name in group} for group in optimizer.param_groups]
             try:
                 load_whole_optimizer(optimizer, state)
             except ValueError as error:
