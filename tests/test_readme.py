@@ -168,23 +168,6 @@ def test_digits_seeds_are_told():
     assert f"that run reached {100 * report_of('digits-2threads')['test']['accuracy']:.2f} %" in told
 
 
-def test_choices_on_validation_are_those_of_their_files():
-    page = PAGES["docs/results.md"]
-
-    def accuracies(file):
-        return [float(row["val_accuracy"]) for row in csv.DictReader((ROOT / "docs" / file).open())]
-
-    rows = re.findall(r"^\| \d \| \d \| .* \| ([\d.]+) % \| (.*) \|$", page, flags=re.M)
-    assert len(rows) == 5
-    for told, seeds in rows:
-        best = [max(accuracies(file)) for file in re.findall(r"\]\((\S+\.csv)\)", seeds)]
-        assert told == f"{100 * sum(best) / len(best):.1f}", seeds
-    fourth_epoch = re.findall(r"\[([\d.]+) %\]\((\S+\.csv)\)", page)
-    assert len(fourth_epoch) == 2
-    for told, file in fourth_epoch:
-        assert told == f"{100 * accuracies(file)[3]:.1f}", file
-
-
 def test_the_recipes_probes_are_those_of_their_files():
     rows = re.findall(
         r"^\| .* \| [\d.]+ \| \d \| \[([\d.]+) %\]\((\S+\.csv)\) \|$", PAGES["docs/recipe.md"], flags=re.M
