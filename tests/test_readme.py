@@ -283,7 +283,8 @@ def test_fine_tuning_runs_as_it_stands(tmp_path):
     weights = yaml.safe_load((ROOT / "output/vit-conv-cpu-32-cifar10/config.yaml").read_text())
     (ours,) = tmp_path.glob("output/*/config.yaml")
     ours = yaml.safe_load(ours.read_text())
-    for key in ("img_size", "patch_size", "depth", "embed_dim", "num_heads", "mlp_ratio", "stem", "stem_depth", "pool"):
+    shape = ("img_size", "patch_size", "depth", "embed_dim", "num_heads", "mlp_ratio", "pool")
+    for key in (*shape, "stem", "stem_depth", "stem_growth"):
         assert ours[key] == weights[key], key
 
 
