@@ -104,18 +104,21 @@ class Attention(nn.Module):
     """Multi-head self-attention (appendix A): by torch's fused kernel, or with the softmax written out if the attention
     is to be returned. Also written out in bfloat16 on a CPU, because the kernel's backward pass is slower there."""
 
-    def __init__(self, dim, *, num_heads, qkv_bias, attn_drop_rate):
+    def __init__(self, dim, *, num_heads, qkv_bias, attn_drop_rate, qk_norm=False, norm_eps=1e-6):
         super().__init__()
         if num_heads < 1 or dim % num_heads:
             raise ValueError(f"{num_heads} heads do not divide width {dim}; choose a divisor of it")
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        norms = (nn.LayerNorm(dim // num_heads, eps=norm_eps) if qk_norm else nn.Identity() for _ in "qk")
+        self.q_norm, self.k_norm = norms
         self.attn_drop = Dropout(attn_drop_rate)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x, return_attention=False):  # B x N x D
         B, N, D = x.shape
         q, k, v = self.qkv(x).view(B, N, 3, self.num_heads, -1).unbind(2)  # each B x N x H x D/H
+        q, k = self.q_norm(q), self.k_norm(k)
 
         attention = None
         if return_attention or (q.device.type == "cpu" and q.dtype == torch.bfloat16):
@@ -126,7 +129,6 @@ class Attention(nn.Module):
             q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))  # each B x H x N x D/H
             x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0)
             x = x.transpose(1, 2)
-
         return self.proj(x.reshape(B, N, D)), attention
 
 
@@ -150,8 +152,7 @@ class Dropout(nn.Dropout):
     def forward(self, x):
         if not self.training or self.p in (0, 1) or x.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(x)
-        words = torch.empty(math.ceil(x.numel() / 4), dtype=torch.int64)
-        words.random_(torch.iinfo(torch.int64).min, None)  # all 64 bits
+        words = torch.empty(math.ceil(x.numel() / 4), dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)
         bits = words.view(torch.int16)[: x.numel()].view(x.shape)  # uniform on -32768 ... 32767
         keep = bits >= round(self.p * 65536) - 32768
         return x * keep.to(x.dtype).mul_(1 / (1 - self.p))
@@ -174,7 +175,7 @@ class Block(nn.Module):
     def __init__(self, dim, *, mlp_ratio, norm_eps, drop_rate, drop_path_rate, **attention_args):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
-        self.attn = Attention(dim, **attention_args)
+        self.attn = Attention(dim, norm_eps=norm_eps, **attention_args)
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate=drop_rate)
         self.drop_path = DropPath(drop_path_rate)
@@ -196,7 +197,7 @@ class VisionTransformer(nn.Module):
         in_chans, num_classes: input channels (3 RGB, 1 grey) and outputs C.
         embed_dim, depth, num_heads: width D of a token, encoder blocks L, attention heads H; H must divide D.
         mlp_ratio: hidden width of the MLP, over embed_dim.
-        qkv_bias: biases in the query, key and value projections.
+        qkv_bias, qk_norm: biases of queries, keys and values; norms of a head's queries and keys (arXiv:2302.05442, 2).
         drop_rate: dropout inside the MLP, in 0..1 (elsewhere, as in the paper, it slowed learning).
         attn_drop_rate: dropout of the attention weights, in 0..1.
         drop_path_rate: stochastic depth of the last block, in 0..1; grows linearly from 0 in the first.
@@ -222,6 +223,7 @@ class VisionTransformer(nn.Module):
         num_heads=4,
         mlp_ratio=2.0,
         qkv_bias=True,
+        qk_norm=False,
         drop_rate=0.0,
         attn_drop_rate=0.0,
         drop_path_rate=0.0,
@@ -248,7 +250,7 @@ class VisionTransformer(nn.Module):
         self.has_cls = pool != "seq"
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if self.has_cls else None
         self.pos_embed = nn.Parameter(torch.zeros(1, self.has_cls + self.grid_size**2, embed_dim))
-        shared = dict(num_heads=num_heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, norm_eps=norm_eps)
+        shared = dict(num_heads=num_heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, qk_norm=qk_norm, norm_eps=norm_eps)
         shared |= dict(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate)
         rates = [drop_path_rate * i / max(1, depth - 1) for i in range(depth)]
         self.blocks = nn.ModuleList(Block(embed_dim, drop_path_rate=rate, **shared) for rate in rates)
@@ -298,7 +300,6 @@ class VisionTransformer(nn.Module):
         if self.has_cls:
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)  # B x N x D
         x = x + self.pos_embed
-
         maps = []
         for i, block in enumerate(self.blocks):
             if self.grad_checkpointing and self.training:  # keep a block's input alone, and compute the rest again
@@ -319,7 +320,6 @@ class VisionTransformer(nn.Module):
         else:
             x = self.norm(x)
             x = (self.seq_pool(x).softmax(dim=1) * x).sum(dim=1)
-
         out = (self.head(x),)  # logits, B x C
         out += (torch.stack(maps, dim=1),) if return_attention else ()
         out += (hidden,) if return_hidden else ()

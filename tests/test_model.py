@@ -40,8 +40,9 @@ def small(**args):
     return scramble(VisionTransformer(**{"img_size": 16, "embed_dim": 32, "depth": 3, "num_heads": 4, **args}))
 
 
-def test_both_paths_agree_and_attention_is_a_distribution():
-    model = small()
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_both_paths_agree_and_attention_is_a_distribution(qk_norm):
+    model = small(qk_norm=qk_norm)
     images = torch.randn(5, 3, 16, 16)
     with torch.no_grad(), sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]):
         fused = model(images)
@@ -64,6 +65,18 @@ def test_attention_by_hand_is_what_torch_computes():
     torch.testing.assert_close(out, expected.transpose(0, 1))
     torch.testing.assert_close(layer(x)[0], out)
     torch.testing.assert_close(attention, weights)
+
+
+def test_norms_of_queries_and_keys_bound_the_scores():
+    """Scores of normed queries and keys are at most sqrt(D/H), whatever the size of the projections."""
+    layer = Attention(32, num_heads=4, qkv_bias=True, attn_drop_rate=0.0, qk_norm=True)
+    x = torch.randn(2, 7, 32)
+    _, attention = layer(x, return_attention=True)
+    with torch.no_grad():
+        layer.qkv.weight *= 1000
+    _, larger = layer(x, return_attention=True)
+    assert (larger.log().amax(-1) - larger.log().amin(-1)).max() <= 2 * 8**0.5
+    assert not torch.allclose(attention, torch.full_like(attention, 1 / 7), atol=0.01)
 
 
 @pytest.mark.parametrize("dtype, called", [(torch.float32, True), (torch.bfloat16, False)])

@@ -217,8 +217,8 @@ INPUT_ARGUMENTS = ("img_size", "in_chans", "num_classes")
 ARGUMENTS = {  # which settings are arguments of which model
     "vit": (
         *INPUT_ARGUMENTS,
-        *("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "stem", "stem_depth"),
-        *("stem_growth", "pool", "head", "norm_eps", "drop_rate", "attn_drop_rate", "drop_path_rate"),
+        *("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "qk_norm", "stem"),
+        *("stem_depth", "stem_growth", "pool", "head", "norm_eps", "drop_rate", "attn_drop_rate", "drop_path_rate"),
     ),
     "simple_cnn": (*INPUT_ARGUMENTS, "drop_rate"),
     "tiny_cnn": INPUT_ARGUMENTS,

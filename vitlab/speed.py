@@ -76,7 +76,7 @@ def timm_model(config: TrainConfig) -> nn.Module:
 
     names = ("img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads", "mlp_ratio")
     model = VisionTransformer(
-        **{name: getattr(config, name) for name in (*names, "qkv_bias", "attn_drop_rate")},
+        **{name: getattr(config, name) for name in (*names, "qkv_bias", "qk_norm", "attn_drop_rate")},
         global_pool="token" if config.pool == "cls" else "avg",
         fc_norm=config.pool == "mean",
     )

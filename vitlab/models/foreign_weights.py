@@ -3,9 +3,9 @@
     theirs = translate(torch.load("theirs.pth", weights_only=True), "theirs.pth", pool="cls")
     VisionTransformer(**theirs.arguments).load_state_dict(theirs.state)
 
-The architecture is read off the tensors' shapes. Some things leave no trace in them: the number of attention heads, the
-epsilon of the norms, and in timm's layout what the head pools. A config.json beside the weights may tell them. What
-cannot be represented is refused, never left out.
+The architecture is read off the tensors' shapes. Some things leave no trace in them: the number of attention heads
+(unless their queries have norms), the epsilon of the norms, and in timm's layout what the head pools. A config.json
+beside the weights may tell them. What cannot be represented is refused, never left out.
 """
 
 import math
@@ -30,7 +30,6 @@ UNSUPPORTED = {  # part of a tensor's name -> what the model has, in words
     "rope": "rotary positions",
     "norm_pre": "a norm before the first block",
     "attn_pool": "attention pooling",
-    "q_norm": "norms of queries and keys",
     "rel_pos": "relative positions",
     "relative_position": "relative positions",
     "q_bias": "separate biases of queries and values",
@@ -88,6 +87,8 @@ def translate(
     except KeyError as error:
         raise UserError(f"{path} looks like the {name} layout but lacks {layout.theirs(error.args[0])!r}") from None
     arguments = read_sizes(state, path)
+    if arguments["qk_norm"]:
+        facts = {**facts, "num_heads": arguments["embed_dim"] // len(state["blocks.0.attn.q_norm.weight"])}
     arguments.update(pool=pool, norm_eps=facts.get("norm_eps", layout.norm_eps))
     usual = 4 if name == "teaching" else USUAL_HEADS.get(arguments["embed_dim"])
     arguments["num_heads"] = facts.get("num_heads") or num_heads or usual
@@ -243,6 +244,7 @@ def read_sizes(state: State, path: str | Path) -> dict:
         depth=1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks.")),
         mlp_ratio=hidden / embed_dim,
         qkv_bias="blocks.0.attn.qkv.bias" in state,
+        qk_norm="blocks.0.attn.q_norm.weight" in state,
         head="mlp" if "head.fc1.weight" in state else "linear",
     )
 

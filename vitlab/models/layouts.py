@@ -15,6 +15,7 @@ State = dict[str, torch.Tensor]  # the name of a parameter -> its values
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 PRETRAINING = ("decoder_", "decoder.", "mask_token", "pooler.")  # what only a pretraining used (MAE, DINOv2)
 INSIDE = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")  # of a block
+QK_NORMS = ("attn.q_norm", "attn.k_norm")  # of a block, in few models
 OUTSIDE = ("cls_token", "pos_embed", *(f"{name}.*" for name in ("patch_embed.proj", "norm", "head", "head.fc1")))
 
 
@@ -62,7 +63,7 @@ LAYOUTS = {
             **{name: name for name in OUTSIDE},
             **{name: name for name in ("dist_token", "fc_norm.*", "head.fc2.*", "head_dist.*", "seq_pool.*")},
             "pre_logits.fc.*": "head.fc1.*",
-            **_block("blocks.#.", {f"{part}.": part for part in INSIDE}),
+            **_block("blocks.#.", {f"{part}.": part for part in (*INSIDE, *QK_NORMS)}),
             **{f"blocks.#.ls{i}.gamma": f"blocks.#.ls{i}.gamma" for i in (1, 2)},
             **{f"blocks.#.gamma_{i}": f"blocks.#.ls{i}.gamma" for i in (1, 2)},  # DeiT III
         },
@@ -180,7 +181,8 @@ def missing(state: State) -> str | None:
     depth = 1 + max((int(name.split(".")[1]) for name in state if name.startswith("blocks.")), default=0)
     modules = ["patch_embed.proj", "fc_norm" if "fc_norm.weight" in state else "norm"]
     modules += [name for name in ("head", "head.fc1", "head.fc2") if f"{name}.weight" in state]
-    modules += [f"blocks.{i}.{part}" for i in range(depth) for part in INSIDE]
+    inside = INSIDE + (QK_NORMS if "blocks.0.attn.q_norm.weight" in state else ())
+    modules += [f"blocks.{i}.{part}" for i in range(depth) for part in inside]
     unbiased = {f"blocks.{i}.attn.qkv.bias" for i in range(depth)}
     unbiased = unbiased if not unbiased & state.keys() else set()
     names = (f"{module}.{kind}" for module in modules for kind in ("weight", "bias"))
