@@ -213,9 +213,9 @@ def test_what_was_not_run_is_told():
     told = re.search(r"Configured and not run yet, for want of a GPU: (.*?), all in", text)[1]
     waiting = {path.stem for path in (ROOT / "configs").rglob("*.yaml") if "waits for a GPU" in path.read_text()}
     assert set(re.findall(r"`([\w-]+)`", told)) == waiting
-    told = re.search(r"For two CPU cores, and not run yet either: (.*?), in", text)[1]
+    told = re.findall(r"For two CPU cores, and not run yet either: (.*?), in", text)
     later = {path.stem for path in (ROOT / "configs").rglob("*.yaml") if "This has not run yet" in path.read_text()}
-    assert set(re.findall(r"`([\w-]+)`", told)) == later
+    assert set(re.findall(r"`([\w-]+)`", " ".join(told))) == later
     assert not any((ROOT / "output" / name / "report.json").exists() for name in waiting | later)
 
 
