@@ -147,6 +147,8 @@ def test_the_claim_is_the_best_published_run():
     report = report_of("vit-conv-cpu-32-cifar10")
     assert claim == f"{100 * report['test']['accuracy']:.2f} %" and report["seconds"] < 2 * 3600
     assert plain == f"{100 * report_of('vit-layer6-32-cifar10')['test']['accuracy']:.2f} %"
+    hundred = re.search(r"([\d.]+ %) on CIFAR-100", README)[1]
+    assert hundred == f"{100 * report_of('vit-conv-32-cifar100')['test']['accuracy']:.2f} %"
 
 
 def test_times_and_accuracies_of_the_commands_are_measured():
