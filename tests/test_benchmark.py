@@ -29,14 +29,17 @@ def test_every_candidate_trains_and_takes_its_turn():
     assert all(len(times) == 3 and min(times) > 0 for times in seconds.values())
 
 
-def test_the_textbook_model_is_the_same_function():
-    config = TrainConfig.create(**SMALL)
+@pytest.mark.parametrize("options", [{}, dict(qk_norm=True), dict(qkv_bias=False)])
+def test_the_textbook_model_is_the_same_function(options):
+    config = TrainConfig.create(**SMALL, **options)
     ours, textbook = speed.build_model(config).eval(), speed.textbook_model(config).eval()
     state = ours.state_dict()
-    for i, kind in ((i, kind) for i in range(config.depth) for kind in ("weight", "bias")):
-        q, k, v = state.pop(f"blocks.{i}.attn.qkv.{kind}").chunk(3)
-        names = dict(queries=q, keys=k, values=v, out_projection=state.pop(f"blocks.{i}.attn.proj.{kind}"))
-        state.update({f"blocks.{i}.attn.{name}.{kind}": value for name, value in names.items()})
+    layers = {"qkv": ("queries", "keys", "values"), "proj": ("out_projection",)}
+    layers |= {"q_norm": ("query_norm",), "k_norm": ("key_norm",)}
+    for name in [name for name in state if ".attn." in name]:
+        attention, layer, kind = name.rsplit(".", 2)
+        parts = state.pop(name).chunk(len(layers[layer]))
+        state.update({f"{attention}.{new}.{kind}": part for new, part in zip(layers[layer], parts)})
     textbook.load_state_dict(state)
     images = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(textbook(images), ours(images))

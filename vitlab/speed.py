@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -43,18 +44,22 @@ from vitlab.training.optimizers import make_optimizers
 class TextbookAttention(nn.Module):
     """Multi-head self-attention as tutorials write it."""
 
-    def __init__(self, dim: int, num_heads: int):
+    def __init__(self, config: TrainConfig):
         super().__init__()
-        self.num_heads = num_heads
-        self.queries, self.keys, self.values, self.out_projection = (nn.Linear(dim, dim) for _ in range(4))
+        dim, self.num_heads = config.embed_dim, config.num_heads
+        self.queries, self.keys, self.values = (nn.Linear(dim, dim, bias=config.qkv_bias) for _ in range(3))
+        norm = partial(nn.LayerNorm, dim // self.num_heads, config.norm_eps) if config.qk_norm else nn.Identity
+        self.query_norm, self.key_norm = norm(), norm()
+        self.dropout, self.out_projection = nn.Dropout(config.attn_drop_rate), nn.Linear(dim, dim)
 
     def forward(self, x: torch.Tensor, return_attention: bool = False) -> tuple[torch.Tensor, None]:  # B x N x D
         B, N, D = x.shape
         q, k, v = (
             layer(x).view(B, N, self.num_heads, -1).transpose(1, 2) for layer in (self.queries, self.keys, self.values)
         )
+        q, k = self.query_norm(q), self.key_norm(k)
         scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
-        x = torch.softmax(scores, dim=-1) @ v
+        x = self.dropout(torch.softmax(scores, dim=-1)) @ v
         return self.out_projection(x.transpose(1, 2).reshape(B, N, D)), None
 
 
@@ -62,7 +67,7 @@ def textbook_model(config: TrainConfig) -> nn.Module:
     """Our model with its attention and dropout written the tutorials' way."""
     model = build_model(config)
     for block in model.blocks:
-        block.attn = TextbookAttention(config.embed_dim, config.num_heads)
+        block.attn = TextbookAttention(config)
         block.mlp.drop = nn.Dropout(config.drop_rate)
     return model
 
