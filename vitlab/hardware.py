@@ -33,6 +33,7 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+@functools.cache
 def cpu_has_bf16() -> bool:
     """Whether this CPU multiplies bfloat16 matrices in hardware."""
     if sys.platform == "linux":
@@ -44,16 +45,21 @@ def cpu_has_bf16() -> bool:
     return False
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 matrices in hardware. Others emulate it, on a CPU 20 times as slowly as
+    float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and cpu_has_bf16()
+
+
 def pick_amp(device: torch.device, amp: str) -> torch.dtype | None:
     """The autocast dtype for `amp` ("auto", "bf16", "fp16" or "off") on a device; None for float32.
 
     Raises UserError for fp16 on a CPU, which cannot train with it.
     """
     if amp == "auto":
-        if device.type == "cuda":
-            amp = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-        else:
-            amp = "bf16" if device.type == "cpu" and cpu_has_bf16() else "off"
+        amp = "bf16" if has_bf16(device) else "fp16" if device.type == "cuda" else "off"
     if amp == "fp16" and device.type == "cpu":
         raise UserError("--amp fp16 does not train on a CPU; choose bf16, off or auto")
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import torch
 
+from vitlab.hardware import has_bf16
 from vitlab.training.sharding import part, whole
 
 
@@ -62,9 +63,10 @@ class Muon(torch.optim.Optimizer):
 def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
     """Matrices near to the n x rows x columns given: the same singular vectors, all singular values near 1.
 
-    Five Newton-Schulz iterations in bfloat16, with Jordan's coefficients. The result is in bfloat16."""
+    Five Newton-Schulz iterations with Jordan's coefficients, in bfloat16 where the hardware multiplies it, else in
+    float32. The result has that type."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrices.bfloat16()
+    x = matrices.to(torch.bfloat16 if has_bf16(matrices.device) else torch.float32)
     is_tall = x.shape[1] > x.shape[2]
     x = x.mT if is_tall else x
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
