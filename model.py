@@ -102,7 +102,7 @@ class ConvStem(nn.Module):
 
 class Attention(nn.Module):
     """Multi-head self-attention (appendix A): by torch's fused kernel, or with the softmax written out if the attention
-    is to be returned. Also written out in bfloat16 on a CPU, because the kernel's backward pass is slower there."""
+    is to be returned. Also where the kernel is slower: on a CPU in bfloat16, and in training with few tokens."""
 
     def __init__(self, dim, *, num_heads, qkv_bias, attn_drop_rate, qk_norm=False, norm_eps=1e-6):
         super().__init__()
@@ -119,9 +119,9 @@ class Attention(nn.Module):
         B, N, D = x.shape
         q, k, v = self.qkv(x).view(B, N, 3, self.num_heads, -1).unbind(2)  # each B x N x H x D/H
         q, k = self.q_norm(q), self.k_norm(k)
-
         attention = None
-        if return_attention or (q.device.type == "cpu" and q.dtype == torch.bfloat16):
+        kernel_is_slow = q.device.type == "cpu" and (q.dtype == torch.bfloat16 or (self.training and N <= 128))
+        if return_attention or kernel_is_slow:
             scores = torch.einsum("bnhd,bmhd->bhnm", q * q.shape[-1] ** -0.5, k)
             attention = scores.softmax(dim=-1)  # B x H x N x N, rows sum to 1
             x = torch.einsum("bhnm,bmhd->bnhd", self.attn_drop(attention), v)

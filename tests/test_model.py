@@ -42,7 +42,7 @@ def small(**args):
 
 @pytest.mark.parametrize("qk_norm", [False, True])
 def test_both_paths_agree_and_attention_is_a_distribution(qk_norm):
-    model = small(qk_norm=qk_norm)
+    model = small(qk_norm=qk_norm).eval()  # in training so few tokens are not for the kernel
     images = torch.randn(5, 3, 16, 16)
     with torch.no_grad(), sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]):
         fused = model(images)
@@ -79,16 +79,24 @@ def test_norms_of_queries_and_keys_bound_the_scores():
     assert not torch.allclose(attention, torch.full_like(attention, 1 / 7), atol=0.01)
 
 
-@pytest.mark.parametrize("dtype, called", [(torch.float32, True), (torch.bfloat16, False)])
-def test_the_fused_kernel_is_used_unless_it_is_the_slower_one(monkeypatch, dtype, called):
+@pytest.mark.parametrize(
+    "dtype, size, training, called",
+    [
+        (torch.float32, 16, False, True),
+        (torch.float32, 16, True, False),
+        (torch.float32, 64, True, True),
+        (torch.bfloat16, 16, False, False),
+    ],
+)
+def test_the_fused_kernel_is_used_unless_it_is_the_slower_one(monkeypatch, dtype, size, training, called):
     calls = []
     real = F.scaled_dot_product_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or real(*a, **k))
-    images = torch.randn(1, 3, 16, 16)
-    small().to(dtype)(images.to(dtype))
+    images = torch.randn(1, 3, size, size)
+    small(img_size=size).to(dtype).train(training)(images.to(dtype))
     assert bool(calls) == called
     calls.clear()
-    small()(images, return_attention=True)
+    small(img_size=size)(images, return_attention=True)
     assert not calls
 
 
