@@ -4,7 +4,7 @@
     python benchmark.py --device cpu --rounds 20
     python benchmark.py --cold_start          # only how long the scripts take to begin
     python benchmark.py --loader DIR          # only how fast the images of a folder are read
-    python benchmark.py --operations --config configs/vit-plain-cpu-32-cifar10.yaml   # only where a step's time goes
+    python benchmark.py --operations --config configs/vit-layer6-32-cifar10.yaml   # only where a step's time goes
 
 The candidates take turns, one step each a round, so that a machine that slows down slows all of
 them. Each ratio is taken round by round; the median and the middle half are printed and written to

@@ -106,7 +106,7 @@ def test_the_notebook_makes_the_gif(copy, settings):
     notebook = execute(copy, ATTENTION, index=10, **settings)
     (gif,) = (copy / "attention_map_gif").iterdir()
     assert gif.name in (  # none of those that come with the repository
-        "cifar-index-10-vit-plain-cpu-32-cifar10.gif",
+        "cifar-index-10-vit-layer6-32-cifar10.gif",
         "digits-index-10-vit-layer4-8-digits.gif",
     )
     assert str(gif.relative_to(copy)) in text_of(notebook)

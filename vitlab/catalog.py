@@ -10,7 +10,7 @@ from vitlab.hub import open_hub
 from vitlab.layout import data_folder, find_layout
 from vitlab.shards import open_shards
 
-DEFAULT_MODEL = "model/vit-plain-cpu-32-cifar10"  # of test.py and visualize.py; comes with the repository
+DEFAULT_MODEL = "model/vit-layer6-32-cifar10"  # of test.py and visualize.py; comes with the repository
 
 CLASSES = json.loads(Path(__file__).with_name("class_names.json").read_text(encoding="utf-8"))  # in the order of labels
 CLASSES = {dataset: tuple(names) for dataset, names in CLASSES.items()}

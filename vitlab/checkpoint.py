@@ -1,6 +1,6 @@
 """Checkpoints: one self-describing file with weights, config, classes, normalisation and history.
 
-    checkpoint = load_checkpoint("model/vit-plain-cpu-32-cifar10")     # a file, or a run folder's best.pt
+    checkpoint = load_checkpoint("model/vit-layer6-32-cifar10")     # a file, or a run folder's best.pt
     checkpoint.predict("cat.png")                                      # [("cat", 0.93), ...]
     checkpoint = load_checkpoint("theirs.pth", dataset="cifar10", num_heads=4, pool="cls")
 
