@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from conftest import ROOT, assert_refused, run
 from test_model import scramble
 
+from vitlab import hardware
 from vitlab.checkpoint import load_checkpoint, read_checkpoint, write_checkpoint
 from vitlab.cli import UserError
 from vitlab.config import TrainConfig
@@ -130,13 +131,16 @@ def test_averaged_weights_get_batch_norm_statistics_of_their_own(tmp_path):
     assert evaluate(model, sets.val) == report["val"]
 
 
-def test_reported_numbers_are_float32_also_after_training_in_bfloat16(tmp_path):
+@pytest.mark.parametrize("emulated", [False, True])
+def test_reported_numbers_are_float32_also_after_training_in_bfloat16(tmp_path, monkeypatch, capsys, emulated):
+    monkeypatch.setattr(hardware, "cpu_has_bf16", lambda: not emulated)
     paths = dict(output_path=str(tmp_path), model_path=str(tmp_path))
     config = TrainConfig.create(TINY, epochs=1, amp="bf16", **paths)
     sets = load_data(config)
     report = loop.fit(build_model(config), sets, config)
     model = load_checkpoint(config.checkpoint_folder / "best.pt").model
     assert (evaluate(model, sets.val), evaluate(model, sets.test)) == (report["val"], report["test"])
+    assert ("emulates" in capsys.readouterr().out) == emulated
 
 
 @pytest.mark.parametrize("args", [dict(optimizer="muon"), dict()])

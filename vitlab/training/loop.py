@@ -30,6 +30,7 @@ from vitlab.hardware import (
     describe_precision,
     fast_training,
     find_device,
+    has_bf16,
     pick_amp,
     to_device,
     try_compile,
@@ -311,6 +312,8 @@ def announce(run: Run, sets: Splits, config_before: dict | None) -> None:
         f"{describe_precision(run.device, run.amp)}, seed {config.seed}"
         + (f", {processes.count()} processes" if processes.count() > 1 else "")
     )
+    if run.device.type == "cpu" and run.amp == torch.bfloat16 and not has_bf16(run.device):
+        print("this CPU has no bfloat16 instructions; it emulates them, far slower than float32 (--amp off)")
     if config.freeze:
         print(describe_frozen(model, config))
     print(sets.summary())
