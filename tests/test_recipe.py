@@ -177,19 +177,6 @@ def test_muon_has_one_rate_unless_convolutions_have_their_own():
     assert [group["lr_scale"] for group in muon.param_groups] == [20, 20]
 
 
-@pytest.mark.parametrize("stem_bias_lr, expected", [(0.06, 0.06 * 0.5**2), (None, 0.01 * 0.5**2)])
-def test_the_biases_of_a_stems_norms_may_have_a_rate_of_their_own(stem_bias_lr, expected):
-    options = dict(stem="conv", n_layers=1, learning_rate=0.01, layer_decay=0.5, stem_bias_lr=stem_bias_lr)
-    model = build_model(config := TrainConfig.create(TINY, **options))
-    optimizers = make_optimizers(model, config)
-    set_learning_rate(optimizers, config.learning_rate)
-    rates = {p.data_ptr(): group["lr"] for o in optimizers for group in o.param_groups for p in group["params"]}
-    found = {name: rates[parameter.data_ptr()] for name, parameter in model.named_parameters()}
-    assert found["patch_embed.stages.norm0.bias"] == pytest.approx(expected)
-    assert found["patch_embed.stages.norm0.weight"] == found["patch_embed.stages.conv0.weight"] == 0.01 * 0.5**2
-    assert (found["blocks.0.norm1.bias"], found["norm.bias"], found["head.bias"]) == (0.005, 0.01, 0.01)
-
-
 def test_muon_normalizes_filters_and_has_a_momentum():
     for normalized, momentum in ((True, 0.6), (False, 0.95)):
         options = dict(stem="whitened", stem_depth=2, muon_momentum=momentum, normalize_filters=normalized)

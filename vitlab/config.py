@@ -134,9 +134,6 @@ class RecipeSettings:
         "near 5e-4",
         choices=("adamw", "muon", "sgd"),
     )
-    stem_bias_lr: float | None = setting(
-        None, "peak for the biases of a conv stem's batch norms (default: learning_rate)", above=0, high=100
-    )
     muon_lr: float = setting(0.01, "Muon's own peak, on the schedule of learning_rate", above=0, high=100)
     muon_conv_lr: float | None = setting(None, "Muon's peak for convolutions (default: muon_lr)", above=0, high=100)
     muon_momentum: float = setting(0.95, "momentum of Muon", low=0, high=0.9999)

@@ -39,14 +39,10 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
 
     Muon takes the blocks' matrices and all convolutions but the first, which reads the pixels; AdamW takes the rest.
     Norms, biases, tokens and positions have no weight decay. The group key "lr_scale" multiplies the schedule's
-    learning rate, by config.layer_decay (freezing.layer_scales). The biases of a stem's norms may have a rate of their
-    own (config.stem_bias_lr; Jordan, arXiv:2404.00498, section 3). Raises UserError if Muon finds nothing to optimise.
+    learning rate, by config.layer_decay (freezing.layer_scales). Raises UserError if Muon finds nothing to optimise.
     """
     freeze_parameters(model, config)
     scales = layer_scales(model, config.layer_decay)
-    for name in scales:
-        if config.stem_bias_lr and name.startswith("patch_embed.stages.norm") and name.endswith(".bias"):
-            scales[name] *= config.stem_bias_lr / config.learning_rate
     decayed, undecayed, matrices, filters = {}, {}, {}, {}  # lr_scale -> parameters
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
