@@ -56,7 +56,6 @@ def test_filters_are_matrices(memory_format, bf16):
 
 @pytest.mark.parametrize("shape", [(3, 24, 16), (3, 16, 24)])
 def test_without_bf16_instructions_it_multiplies_float32(shape, monkeypatch):
-    """Emulated bfloat16 is 20 times as slow."""
     (matrices,) = gradients(0, [shape])
     results = {}
     for has in (True, False):

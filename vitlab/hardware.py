@@ -46,8 +46,7 @@ def cpu_has_bf16() -> bool:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether a device multiplies bfloat16 matrices in hardware. Others emulate it, on a CPU 20 times as slowly as
-    float32."""
+    """Whether a device multiplies bfloat16 matrices in hardware. Others emulate it, far slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and cpu_has_bf16()
