@@ -167,36 +167,17 @@ def test_ctrl_c_leaves_a_usable_checkpoint(tmp_path):
 @pytest.mark.parametrize("epochs", [4, 5])
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, epochs):
     """One step an epoch; the weights are beyond use after the fourth, which may be the last."""
-    done = run(
-        "train.py",
-        "--dataset",
-        "digits",
-        "--optimizer",
-        "sgd",
-        "-lr",
-        100,
-        "--min_lr",
-        100,
-        "--epochs",
-        epochs,
-        "--batch_size",
-        5000,
-        "--val_split",
-        0,
-        "--warmup_epochs",
-        0.4,
-        "--amp",
-        "off",
-        cwd=tmp_path,
-    )
-    assert_refused(done, "the loss is", "step", "of epoch", "--learning_rate", "last.pt")
-    state = read_checkpoint(tmp_path / "model/vit-layer4-8-digits/last.pt")
-    assert all(value.isfinite().all() for value in state["model"].values())
-    config = TrainConfig.create(state["config"])
-    sets, model = load_data(config), build_model(config)
+    paths = dict(output_path=str(tmp_path / "o"), model_path=str(tmp_path / "m"))
+    config = TrainConfig.create(dataset="digits", embed_dim=16, depth=1, batch_size=5000, epochs=epochs, **paths)
+    model, sets = build_model(config), load_data(config)
+    optimizers = [torch.optim.SGD(model.parameters())]
+    with pytest.raises(UserError, match=r"the loss is .* step 1 of epoch 4; lower --learning_rate .*last\.pt"):
+        fit(model, sets, config, optimizers=optimizers, schedule=lambda step: 0.1 if step < 3 else 1e30)
+    state = read_checkpoint(config.checkpoint_folder / "last.pt")
+    assert state["training"]["progress"]["epoch"] == 3
     model.load_state_dict(state["model"])
     assert math.isfinite(evaluate(model, sets.train)["loss"])
-    assert not list((tmp_path / "output").rglob("report.json"))
+    assert not list((tmp_path / "o").rglob("report.json"))
 
 
 def test_a_validation_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
