@@ -43,6 +43,7 @@ def run(script, *args, cwd=None, env=None):
 def _script(argv, cwd, out, err):
     for file, number in ((out, 1), (err, 2)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+    multiprocessing.set_start_method(None, force=True)  # its own workers start as those of a script do
     os.chdir(cwd)
     sys.path.insert(0, str(ROOT))
     if argv[0] == "-m":
