@@ -155,6 +155,14 @@ def test_a_run_and_pictures_of_it(machine, tmp_path, monkeypatch, capsys, comman
             assert (tmp_path / path).exists()
 
 
+def test_the_gpu_of_a_process_is_taken_where_torch_is_not_told_one(monkeypatch):
+    taken = []
+    for name, instead in (("is_available", lambda: True), ("device_count", lambda: 2), ("set_device", taken.append)):
+        monkeypatch.setattr(torch.cuda, name, instead)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert hardware.find_device("auto") == torch.device("cuda:1") and taken == [torch.device("cuda:1")]
+
+
 class Precisions(torch.nn.Linear):
     """Notes how CUDA would multiply float32."""
 

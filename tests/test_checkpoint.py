@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import ROOT, assert_refused, run
 from PIL import Image
+from safetensors import SafetensorError
 from test_model import scramble
 from torch import nn
 
@@ -21,6 +22,7 @@ from vitlab.config import TrainConfig
 from vitlab.models import foreign_weights
 from vitlab.models.registry import build_model
 from vitlab.models.resampling import resize_positions
+from vitlab.pt_files import write_safetensors
 from vitlab.training.fine_tuning import load_weights
 
 SMALL = dict(dataset="cifar10", image_size=16, n_layers=2, embed_dim=32)
@@ -447,6 +449,16 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
                 save_small(tmp_path / "a.pt")
     assert (tmp_path / "a.pt").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_a_full_disk_ends_an_export_to_safetensors_in_a_line(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(UserError, match="x.safetensors could not be written .*No space left"):
+        write_safetensors(tmp_path / "x.safetensors", {"model": {"w": torch.zeros(1)}})
+    assert not list(tmp_path.iterdir())
 
 
 def test_foreign_models_are_our_class(tmp_path):

@@ -130,6 +130,7 @@ def test_the_table_is_what_the_predictions_say(compared, final):
     assert [dataclasses.asdict(row) for row in rows_again] == final["rows"]
     assert text == page.results_page("comparison", final["protocol"], final["command"], rows_again)
     assert tables.comparison_table(rows_again) in text and final["protocol"] in text
+    assert "; adamw; cosine schedule; " in text
     assert "2 epochs, more where that makes fewer than 15 steps" in text and "| MFLOPs | epochs |" in text
     assert " epochs |" not in tables.comparison_table(rows_again[:2])  # where they do not differ
     assert "`python compare.py --dataset digits --n_layers 1" in text and "compare.py" in final["command"]

@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as TF
 from vitlab.cli import UserError
 from vitlab.config import TrainConfig
 from vitlab.datasets import cifar
-from vitlab.datasets.augment import crop_and_flip, grey
+from vitlab.datasets.augment import crop_and_flip, grey, seed_of
 from vitlab.datasets.cifar import download_cifar, read_cifar
 from vitlab.datasets.images import as_channels, normalise, resize, square, to_pixels
 from vitlab.datasets.splits import load_data
@@ -104,6 +104,12 @@ def test_batches_follow_from_seed_epoch_and_place_alone():
         assert torch.equal(a, c) and torch.equal(b, d)
     assert not torch.equal(whole[0][1], batches(epoch=3)[0][1])
     assert not torch.equal(whole[0][0], batches(epoch=2, seed=1)[0][0])
+
+
+def test_draws_of_other_kinds_or_keys_are_unrelated():
+    keys = [(0,), (0, 0), (0, 0, 0), (0, 1), (0, 1, 0), (1, 0), (0, 2**32), (10,)]
+    seeds = [seed_of(purpose, *key) for purpose in ("order", "augment") for key in keys]
+    assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**63 for seed in seeds)
 
 
 def test_alternating_flips_mirror_each_image_every_other_epoch():

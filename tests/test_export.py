@@ -10,12 +10,13 @@ import pytest
 import torch
 from conftest import ROOT, assert_refused, run
 from PIL import Image
-from sklearn.datasets import load_sample_images
+from sklearn.datasets import load_digits, load_sample_images
 
 from vitlab.catalog import DATASETS
 from vitlab.checkpoint import load_checkpoint, save_checkpoint
 from vitlab.config import TrainConfig
 from vitlab.datasets.images import to_pixels
+from vitlab.export.int8 import load_test_pixels
 from vitlab.export.program import OPSET, write_onnx, write_pt2
 from vitlab.models.registry import build_model
 from vitlab.pt_files import FORMAT
@@ -141,6 +142,18 @@ def test_int8_is_smaller_and_almost_as_good(tmp_path, cifar_root):
     assert float(found["float32"]) > 85 and float(found["float32"]) - float(found["int8"]) < 1
     weights = load_checkpoint(ROOT / "model/vit-layer6-32-cifar10").model.parameters()
     assert target.stat().st_size < 0.5 * 4 * sum(weight.numel() for weight in weights)
+
+
+def test_images_for_int8_lie_on_the_cpu_wherever_the_model_was_trained(tmp_path):
+    config = TrainConfig.create(dataset="digits", device="cuda", embed_dim=16, depth=1, num_heads=2)
+    facts = dict(classes=DATASETS["digits"].classes, mean=[0.3], std=[0.4], history=[])
+    save_checkpoint(tmp_path / "x.pt", build_model(config), config, **facts)
+    pixels, labels = load_test_pixels(load_checkpoint(tmp_path / "x.pt"), "unused")
+    digits = load_digits()
+    known = {
+        bytes(image): label for image, label in zip((digits.images * 255 / 16).round().astype(np.uint8), digits.target)
+    }
+    assert pixels.shape == (360, 1, 8, 8) and [known[bytes(image)] for image in pixels] == labels.tolist()
 
 
 def test_export_says_what_it_cannot_do(tmp_path):

@@ -197,6 +197,12 @@ def test_facebooks_names_of_layer_scale_and_mae_that_was_fine_tuned(tmp_path):
     assert_same_logits(load_checkpoint(tmp_path / "mae.pth", num_heads=3, pool="mean"), theirs)
 
 
+def test_the_width_of_an_mlp_is_read_exactly(tmp_path):
+    theirs = timms(embed_dim=60, mlp_ratio=2.0500001)  # 123 wide; 60 * (123 / 60) is a little less in floating point
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pt")
+    assert_same_logits(load_checkpoint(tmp_path / "theirs.pt", num_heads=3, pool="cls"), theirs)
+
+
 # -------------------------------------------------------------------------------- what is refused
 
 
@@ -215,6 +221,7 @@ def changed(**names):
         (changed, {**CONFIG, "hidden_act": "quick_gelu"}, "has quick_gelu in its MLPs"),
         (changed, {**CONFIG, "id2label": {"a": 1}}, "config.json of .* is not as transformers"),
         (changed, dict(architecture="vit_x_quickgelu"), "has quick_gelu in its MLPs"),
+        (changed, dict(model_args=dict(act_layer="quick_gelu")), "has quick_gelu in its MLPs"),
         (changed, dict(architecture="vit_x", global_pool="max"), "pools by max"),
         (
             lambda: timms(class_token=False, global_pool="avg").state_dict(),

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +25,9 @@ from vitlab.config import TrainConfig
 from vitlab.datasets.augment import POLICIES
 from vitlab.datasets.batches import TensorBatches
 from vitlab.datasets.splits import load_data
+from vitlab.evaluation.report import evaluate
+from vitlab.training.epoch import Meter
+from vitlab.training.state import Progress
 
 DIGITS = "--dataset digits --embed_dim 32 --n_layers 2 --batch_size 32 --amp off --visualize_every_n_epochs 100".split()
 PLAIN = [*DIGITS, "--stem", "linear", "--pool", "cls"]  # without batch norm
@@ -123,6 +127,16 @@ def test_a_run_of_parts_goes_on_in_one_process(runs):
     out = train(runs, "--resume", "model/fsdp/last.pt", "--epochs", 2, count=1)
     assert "from here on with 1 processes, until now 2" in out
     assert read_checkpoint(runs / "model/fsdp/last.pt")["training"]["progress"]["epoch"] == 2
+
+
+@pytest.mark.parametrize("more", [(), pytest.param(["--fsdp"], marks=pytest.mark.slow)])
+def test_with_batch_norm_the_report_is_of_the_weights_that_are_saved(tmp_path, more):
+    data = ["--num_train_images", 300, "--val_split", 0.3]
+    train(tmp_path, *DIGITS, *data, *more, "--epochs", 1, "--folder_name", "run", "--no_test")
+    found = load_checkpoint(tmp_path / "model/run")
+    expected = evaluate(found.model, load_data(found.config, ("val",)).val)
+    told = json.loads((tmp_path / "output/run/report.json").read_text())["val"]
+    assert (told["accuracy"], told["loss"]) == pytest.approx((expected["accuracy"], expected["loss"]), abs=1e-6)
 
 
 @pytest.mark.slow
@@ -279,6 +293,14 @@ def test_a_share_without_images_gets_one(monkeypatch):
     monkeypatch.setattr(processes, "rank", lambda: 0)
     (share,) = processes.shares([(torch.ones(2, 1), torch.tensor([5, 6]))])
     assert (share.own, share.labels.tolist(), share.whole) == (0, [5], 2)
+
+
+def test_a_share_without_images_counts_nothing(monkeypatch):
+    others = torch.tensor([[0.5], [1.0], [1.0]])  # loss, correct, images of the other process
+    monkeypatch.setattr(processes, "total", lambda values: values + others)
+    run = SimpleNamespace(device=torch.device("cpu"), config=None, progress=Progress())
+    Meter(run).add(0, torch.tensor(7.0), torch.tensor(1), 0)
+    assert (run.progress.loss, run.progress.accuracy) == (0.5, 1.0)
 
 
 def test_grad_checkpointing_changes_no_gradient():

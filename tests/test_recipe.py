@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from conftest import ROOT, assert_refused, run
 from test_model import scramble
 
-from vitlab import hardware
+from vitlab import hardware, processes
 from vitlab.checkpoint import load_checkpoint, read_checkpoint, write_checkpoint
 from vitlab.cli import UserError
 from vitlab.config import TrainConfig
@@ -34,6 +34,7 @@ from vitlab.training.optimizers import (
     set_learning_rate,
     warmup_cosine,
 )
+from vitlab.training.whitening import second_moments, set_whitening
 
 TINY = dict(
     dataset="digits",
@@ -382,7 +383,7 @@ def test_a_resumed_run_takes_the_new_flags(tmp_path):
     assert len(last["history"]) == 2 and last["history"][0] == first["history"][0]
 
 
-def test_a_single_last_image_and_batch_norm(tmp_path):
+def test_a_single_last_image_and_batch_norm(tmp_path, monkeypatch):
     config = TrainConfig.create(
         dataset="digits", model="simple_cnn", batch_size=34, output_path=str(tmp_path), model_path=str(tmp_path)
     )
@@ -395,6 +396,13 @@ def test_a_single_last_image_and_batch_norm(tmp_path):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     check_last_batch(model, load_data(large), large)  # its smallest maps have four values
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+    few = TrainConfig.create(dataset="digits", model="simple_cnn", batch_size=32, num_train_images=35, val_split=0)
+    model, sets = build_model(few), load_data(few)
+    check_last_batch(model, sets, few)
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    with pytest.raises(UserError, match="last batch holds 3 images, too few for 2 processes"):
+        check_last_batch(model, sets, few)
 
 
 def test_weights_and_biases_offline(tmp_path, monkeypatch):
@@ -489,7 +497,7 @@ def test_a_whitened_stem_whitens_the_training_images_and_stays_so(tmp_path):
     paths = dict(output_path=str(tmp_path), model_path=str(tmp_path), no_test=True)
     config = TrainConfig.create(TINY, stem, optimizer="muon", schedule="linear", min_lr=0.0, epochs=1, **paths)
     sets, model = load_data(config), build_model(config)
-    loop.set_whitening(model, sets)
+    set_whitening(model, sets)
     stem, images = model.patch_embed, sets.train.sample(5000)[0]
     filters = stem.whiten.weight.clone()
     assert torch.equal(filters[12:], -filters[:12])
@@ -500,6 +508,12 @@ def test_a_whitened_stem_whitens_the_training_images_and_stays_so(tmp_path):
     assert torch.equal(stem.whiten.weight, filters)
     assert all(norm.weight.eq(1).all() for norm in stem.stages if isinstance(norm, torch.nn.BatchNorm2d))
     assert torch.equal(load_checkpoint(config.checkpoint_folder).model.patch_embed.whiten.weight, filters)
+
+
+def test_second_moments_are_those_of_all_patches():
+    pixels = torch.randn(20, 3, 8, 8)
+    patches = F.unfold(pixels, 2).transpose(1, 2).reshape(-1, 12)
+    assert torch.allclose(second_moments(pixels, at_once=7), patches.T @ patches / len(patches), atol=1e-5)
 
 
 def test_a_whitened_stem_starts_as_the_identity():

@@ -1,18 +1,19 @@
 """--visualizers of train.py: pictures of fixed images while a model learns."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import assert_refused, run
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from vitlab.attention.maps import features, look
 from vitlab.checkpoint import load_checkpoint, read_checkpoint
 from vitlab.config import SETTINGS, TrainConfig
 from vitlab.datasets.splits import load_data
-from vitlab.training.snapshots import VISUALIZERS
+from vitlab.training.snapshots import VISUALIZERS, Snapshots
 
 KINDS = ("token_attn_maps", "cls_heatmap", "hidden", "cls_dim_reduction")
 SHORT = ["--dataset", "digits", "--num_train_images", 300, "--epochs", 3, "--folder_name", "r", "--pool", "cls"]
@@ -112,6 +113,15 @@ def test_a_run_that_goes_on_from_earlier_loses_the_later_pictures(run_with_pictu
     assert done.returncode == 0, done.stderr
     left = {path.name for path in (root / "output/r/visualizers").glob("*.png")}
     assert left == {f"{kind}-epoch-{epoch:03d}.png" for kind in KINDS for epoch in (2, 4)}
+
+
+def test_frames_are_in_the_order_of_the_epochs(tmp_path):
+    for grey, number in ((0, 990), (100, 1000), (200, 1010)):
+        Image.new("L", (8, 8), grey).save(tmp_path / f"hidden-epoch-{number:03d}.png")
+    written = SimpleNamespace(kinds=["hidden"], folder=tmp_path, config=SimpleNamespace(output_folder=tmp_path))
+    with Image.open(Snapshots.write_gifs(written)[0]) as gif:
+        frames = [gif.convert("L").getpixel((0, 0)) for gif in ImageSequence.Iterator(gif)]
+    assert frames == [0, 100, 200]
 
 
 def test_bad_input(tmp_path):

@@ -114,7 +114,9 @@ def test_a_second_run_gets_another_name_and_overwrite_does_not(tmp_path):
     before = (tmp_path / "model/vit-layer1-8-digits/best.pt").read_bytes()
     assert "called vit-layer1-8-digits-2" in train("--seed", 1)
     assert (tmp_path / "model/vit-layer1-8-digits/best.pt").read_bytes() == before
+    (tmp_path / "output/vit-layer1-8-digits/cls_heatmap.gif").touch()  # as a run with --visualizers leaves it
     train("--seed", 2, "--overwrite")
+    assert not (tmp_path / "output/vit-layer1-8-digits/cls_heatmap.gif").exists()
     assert (tmp_path / "model/vit-layer1-8-digits/best.pt").read_bytes() != before
     assert {path.name for path in (tmp_path / "model").iterdir()} == {"vit-layer1-8-digits", "vit-layer1-8-digits-2"}
 
@@ -206,6 +208,7 @@ def test_json_holds_no_nan(tmp_path):
         (["--device", "mps"], ["mps", "cpu"]),
         (["--epochs", 0], ["--epochs 0"]),
         (["--num_train_images", 99999], ["99999", "1437"]),
+        (["--warmup_steps", 99999], ["--warmup_steps 99999", "choose fewer"]),
         (["--val_split", 0.9, "--num_train_images", 2], ["--val_split"]),
         (["--flag"], ["--flag"]),
         (["--model_path", "file/x"], ["--model_path", "file/x"]),

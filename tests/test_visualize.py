@@ -13,14 +13,16 @@ from conftest import ROOT, assert_refused, loaded_modules, run
 from PIL import Image
 
 import visualize
+from model import VisionTransformer
 from vitlab.attention.maps import features, look, times_uniform
 from vitlab.checkpoint import load_checkpoint
+from vitlab.cli import UserError
 from vitlab.config import TrainConfig
 from vitlab.datasets.splits import load_data
 from vitlab.datasets.splits import test_image as official_image
 from vitlab.pictures.tiles import colours, enlarge, overlay
 from vitlab.views.image_views import IMAGE_VIEWS
-from vitlab.views.model_views import MODEL_VIEWS, silhouette
+from vitlab.views.model_views import MODEL_VIEWS, draw_positions, silhouette
 from vitlab.views.view import View
 
 MODEL = ["--model_path", "model/vit-layer4-8-digits"]
@@ -221,6 +223,12 @@ def test_pictures_of_the_model(root, command):
         durations, pixels = frames(path)
         assert len(durations) == 4 and durations[0] == durations[-1] == 5 * durations[1]
         assert all(abs(a - b).sum() > 0 for a, b in zip(pixels, pixels[1:]))
+
+
+def test_one_patch_has_no_other_position():
+    model = VisionTransformer(img_size=8, patch_size=8, embed_dim=16, depth=1, num_heads=2)
+    with pytest.raises(UserError, match="digits has one patch"):
+        draw_positions(argparse.Namespace(model=model, name="digits"))
 
 
 def test_faithfulness_is_told_against_random(root):

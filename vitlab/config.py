@@ -137,7 +137,9 @@ class RecipeSettings:
     muon_lr: float = setting(0.01, "Muon's own peak, on the schedule of learning_rate", above=0, high=100)
     muon_conv_lr: float | None = setting(None, "Muon's peak for convolutions (default: muon_lr)", above=0, high=100)
     muon_momentum: float = setting(0.95, "momentum of Muon", low=0, high=0.9999)
-    normalize_filters: bool = setting(False, "Muon scales the filters of a convolution to norm 1 after each step")
+    normalize_filters: bool = setting(
+        False, "Muon scales a convolution's filters after each step: the mean square of their norms is 1"
+    )
     label_smoothing: float = setting(0.0, "share of the target spread over all classes", low=0, high=0.99)
     clip_grad: float = setting(0.0, "largest norm of the gradient; 0 is off", low=0, high=1e6)
     grad_accum_steps: int = setting(1, "batches whose gradients make one step", low=1, high=100_000)

@@ -20,7 +20,7 @@ from vitlab.cli import UserError
 
 def find_device(name: str) -> torch.device:
     """model.pick_device, but raises UserError if there is no such device. Of the processes that torchrun starts each
-    gets a GPU of its own."""
+    gets a GPU of its own, which also becomes the one that torch takes where it is not told."""
     number = processes.local_rank()
     if number is not None and (name == "cuda" or (name == "auto" and torch.cuda.is_available())):
         name = f"cuda:{number}"
@@ -30,6 +30,8 @@ def find_device(name: str) -> torch.device:
         raise UserError(f"{error}; start as many processes as there are GPUs" if number else error) from None
     if processes.count() > 1 and device.type == "mps":
         raise UserError(f"--device {name}: torch has no exchange between processes on MPS; choose cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     return device
 
 

@@ -112,12 +112,16 @@ def read_safetensors(path: Path) -> dict:
 def write_safetensors(path: str | Path, contents: dict) -> None:
     """Write a checkpoint of ours: `contents` as in a .pt file, its "model" a state dict, the rest plain values, which
     go to the metadata as JSON. Raises UserError if the file cannot be written."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     plain = {name: value for name, value in contents.items() if name != "model"}
     tensors = {name: value.contiguous() for name, value in contents["model"].items()}
     with replacing(path) as part:
-        save_file(tensors, part, metadata={FORMAT: json.dumps(plain)})
+        try:
+            save_file(tensors, part, metadata={FORMAT: json.dumps(plain)})
+        except SafetensorError as error:  # as of a full disk
+            raise OSError(error) from None
 
 
 def read_hub_configs(folder: Path) -> dict[str, dict]:

@@ -10,11 +10,11 @@ Why not a library: the draws here follow from (seed, epoch, batch), which makes 
 draws one operation per call from the global generator, and kornia is not on the project's list of packages.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torchvision.transforms import v2
@@ -322,12 +322,14 @@ def make_mix(config: TrainConfig) -> Callable[..., tuple[torch.Tensor, torch.Ten
 
     def mix(images: torch.Tensor, labels: torch.Tensor, epoch: int, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator of the CPU
-            torch.default_generator.manual_seed(seed_of(config.seed, epoch, batch, 1))
+            torch.default_generator.manual_seed(seed_of("mix", config.seed, epoch, batch))
             return apply(images, labels)
 
     return mix
 
 
-def seed_of(*key: int) -> int:
-    """A seed for a key of whole numbers. SeedSequence makes those of neighbouring keys unrelated."""
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+def seed_of(purpose: str, *key: int) -> int:
+    """A seed, 0 to 2**63 - 1, for what is drawn and a key of whole numbers: a hash, so that seeds of different draws
+    and keys are unrelated."""
+    words = " ".join([purpose, *map(str, key)])
+    return int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "big") >> 1

@@ -14,8 +14,6 @@ from vitlab.datasets.decoding import DecodedFiles, stack_pixels
 from vitlab.datasets.images import normalise, resize
 from vitlab.hardware import send
 
-CROPS = 2  # ends the key of the draws for random crops; that of mixing ends with 1
-
 
 class Batches(Protocol):
     """What training and evaluation need of a split. Any class with these members can take the place of those below.
@@ -75,14 +73,14 @@ class TensorBatches:
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         self.epoch, self.start = epoch, start
 
-    def _random(self, *key: int) -> torch.Generator:
-        """The generator, restarted from (seed, *key)."""
-        return self.generator.manual_seed(augment.seed_of(self.seed, *key))
+    def _random(self, purpose: str, *key: int) -> torch.Generator:
+        """The generator, restarted for what is drawn from (seed, *key)."""
+        return self.generator.manual_seed(augment.seed_of(purpose, self.seed, *key))
 
     def _pixels(
         self, batches: Sequence[torch.Tensor], generator: Callable[..., augment.Generator] | None = None
     ) -> Iterator[torch.Tensor]:
-        """Yield batches of uint8 images, given by their places in the set. generator(i, key): one for batch i, of
+        """Yield batches of uint8 images, given by their places in the set. generator(i, purpose): one for batch i, of
         training images whose files are cropped at random."""
         for places in send_all(batches, self.images.device):
             yield self.images[places]
@@ -92,7 +90,7 @@ class TensorBatches:
         epochs, the other half in odd ones (Jordan, arXiv:2404.00498, section 3.6)."""
         if not self.alternate_flip:
             return None
-        half = torch.rand(len(self.labels), generator=self._random(2**32)) < 0.5
+        half = torch.rand(len(self.labels), generator=self._random("flip")) < 0.5
         return (half ^ bool(self.epoch % 2))[:, None, None, None]
 
     def sample(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,21 +108,21 @@ class TensorBatches:
         """The batches of the current epoch, but of each only the rows choose(its length), int64: as in the complete
         batch, at a share of the cost."""
         n = len(self.labels)
-        order = torch.randperm(n, generator=self._random(self.epoch)) if self.augment else torch.arange(n)
+        order = torch.randperm(n, generator=self._random("order", self.epoch)) if self.augment else torch.arange(n)
         whole = order.split(self.batch_size)[self.start :]
         rows = [choose(len(places)) for places in whole]
         chosen = [places[some] for places, some in zip(whole, rows)]
         labels = [self.labels[places] for places in send_all(chosen, self.labels.device)]
         mirrored = self._mirrored()
 
-        def generator(i: int, *key: int) -> augment.Generator:
-            restarted = self._random(self.epoch, self.start + i, *key)
+        def generator(i: int, purpose: str) -> augment.Generator:
+            restarted = self._random(purpose, self.epoch, self.start + i)
             if len(rows[i]) == len(whole[i]):
                 return restarted
             return augment.GeneratorOfRows(restarted, len(whole[i]), rows[i])
 
         for i, pixels in enumerate(self._pixels(chosen, generator if self.augment else None)):
-            yield self._finish(pixels, chosen[i], mirrored, functools.partial(generator, i)), labels[i]
+            yield self._finish(pixels, chosen[i], mirrored, functools.partial(generator, i, "augment")), labels[i]
 
     def _finish(
         self,
@@ -192,7 +190,7 @@ class FileBatches(TensorBatches):
             places = batches[i].tolist()
             if not (generator and self.random_crops):
                 return places
-            seeds = augment.integers(2**62, (len(places),), generator(i, CROPS))  # a crop's draws follow from its seed
+            seeds = augment.integers(2**62, (len(places),), generator(i, "crop"))  # a crop's draws follow from its seed
             return list(zip(places, seeds.tolist()))
 
         self.requests.batches = map(request, range(len(batches)))

@@ -20,7 +20,6 @@ from vitlab.shards import ReadImage, Shard, ShardImage, image_of, unreadable
 
 BUFFER = 1000  # images that wait in a worker, encoded, for one of them to be drawn
 CHUNK = 16  # images that a worker hands over at once
-STREAM = 2**32 + 1  # begins the key of a worker's draws, where other keys have the epoch
 
 
 class ShardStream(torch.utils.data.IterableDataset):
@@ -58,15 +57,15 @@ class ShardStream(torch.utils.data.IterableDataset):
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         epoch, skipped = self.now.tolist()
         rounds = most_chunks(self.counts(workers)[self.process])
-        key = augment.seed_of(self.seed, STREAM, epoch, self.process, worker)
+        key = (self.seed, epoch, self.process, worker)
         samples = wds.DataPipeline(
             wds.SimpleShardList(self.urls()),
             wds.split_by_node,
             wds.split_by_worker,
             self.read,
-            wds.shuffle(BUFFER, initial=BUFFER, rng=random.Random(key)),
+            wds.shuffle(BUFFER, initial=BUFFER, rng=random.Random(augment.seed_of("stream", *key))),
         )
-        crops = random.Random(key + 1)
+        crops = random.Random(augment.seed_of("crop", *key))
         samples = ((place, image, crops.getrandbits(62)) for place, image in samples)
         samples = itertools.islice(samples, skipped * CHUNK, None)
         try:
@@ -170,7 +169,7 @@ class ShardBatches(FileBatches):
         """This process's share of each batch of the epoch (processes.shares). Raises UserError if a shard cannot be
         read, or if one process has too few images."""
         shards, steps, rank = len(self.stream.places), len(self), processes.rank()
-        self.stream.order.copy_(torch.randperm(shards, generator=self._random(self.epoch)))
+        self.stream.order.copy_(torch.randperm(shards, generator=self._random("order", self.epoch)))
         counts = self.stream.counts(self.workers)
         totals = [sum(images) for images in counts]
         if min(totals) < steps:
@@ -188,7 +187,7 @@ class ShardBatches(FileBatches):
         for step, (pixels, places) in enumerate(batches, start=self.start):
             key = (self.epoch, step, rank) if len(totals) > 1 else (self.epoch, step)
             images = self._finish(
-                send(pixels, self.labels.device), places, mirrored, functools.partial(self._random, *key)
+                send(pixels, self.labels.device), places, mirrored, functools.partial(self._random, "augment", *key)
             )
             rows = torch.arange(-before, len(places)) % len(places)
             whole = sum(end[step + 1] - end[step] for end in ends)

@@ -51,7 +51,7 @@ def calibration_error(right: ArrayLike, confidence: ArrayLike, *, bins: int = 15
 
 
 def running(accuracy: float, loss: float, n: int) -> dict:
-    """The result on the training images, from running averages over the last epoch. The weights changed
+    """The result on the training images, from running averages over the epoch that best.pt is of. The weights changed
     meanwhile, so there is no more than that."""
     unknown = dict.fromkeys(("ci95", "calibration_error", "f1_macro", "f1_weighted"))
     return {"accuracy": accuracy, "loss": loss, **unknown, "n": n}

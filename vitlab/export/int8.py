@@ -29,7 +29,7 @@ def import_onnxruntime():
 def load_test_pixels(checkpoint: Checkpoint, data_path: str) -> tuple[np.ndarray, np.ndarray]:
     """Up to NUM_IMAGES test images, spread evenly over the split, uint8 n x C x S x S, and their labels n. Raises
     UserError if the data set is not known or not there."""
-    config = checkpoint.data_config(data_path=data_path)
+    config = checkpoint.data_config(data_path=data_path, device="cpu")
     data = load_data(config, splits=("test",), mean=checkpoint.mean, std=checkpoint.std)
     if not data.test:
         raise UserError(f"--int8 measures accuracy on test images, and {config.data_path} has none")

@@ -230,6 +230,9 @@ def read_sizes(state: State, path: str | Path) -> dict:
             "images of square patches"
         )
     hidden = state["blocks.0.mlp.fc1.weight"].shape[0]
+    mlp_ratio = hidden / embed_dim
+    if int(embed_dim * mlp_ratio) < hidden:  # rounded down
+        mlp_ratio = math.nextafter(mlp_ratio, math.inf)
     if state["blocks.0.mlp.fc2.weight"].shape[1] != hidden:
         raise UserError(f"{path} has gated MLPs, which this Vision Transformer lacks; choose a model without")
     if "head.fc1.weight" in state and len(state["head.fc1.weight"]) != embed_dim:
@@ -242,7 +245,7 @@ def read_sizes(state: State, path: str | Path) -> dict:
         num_classes=1 if classes is None else classes.shape[0],
         embed_dim=embed_dim,
         depth=1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks.")),
-        mlp_ratio=hidden / embed_dim,
+        mlp_ratio=mlp_ratio,
         qkv_bias="blocks.0.attn.qkv.bias" in state,
         qk_norm="blocks.0.attn.q_norm.weight" in state,
         head="mlp" if "head.fc1.weight" in state else "linear",

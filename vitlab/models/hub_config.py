@@ -47,13 +47,15 @@ def read_transformers(config: dict, preprocessor: dict, path: str | Path) -> dic
 
 def read_timm(config: dict, preprocessor: dict, path: str | Path) -> dict:
     """The facts of a VisionTransformer of timm."""
-    about, pool = config.get("pretrained_cfg", config), config.get("global_pool")
-    if "quickgelu" in config.get("architecture", ""):
-        raise UserError(f"{path} has quick_gelu in its MLPs, this Vision Transformer gelu; choose a model with it")
+    about, arguments = config.get("pretrained_cfg", config), config.get("model_args", {})
+    pool = config.get("global_pool")
+    activation = "quick_gelu" if "quickgelu" in config.get("architecture", "") else arguments.get("act_layer", "gelu")
+    if activation not in ("gelu", "gelu_tanh"):  # logits of the latter differ by 3e-5 of their size
+        raise UserError(f"{path} has {activation} in its MLPs, this Vision Transformer gelu; choose a model with it")
     if pool and pool not in (*POOLS, "map"):
         raise UserError(f"{path} pools by {pool}, which this Vision Transformer lacks; choose token or avg")
     return {
-        "num_heads": config.get("model_args", {}).get("num_heads"),
+        "num_heads": arguments.get("num_heads"),
         "pool": POOLS.get(pool),
         "classes": distinct(about.get("label_names") or ()),
         "mean": tuple(about.get("mean", ())),

@@ -134,7 +134,7 @@ class Meter:
         steps, losses, correct, images = zip(*self.unread)
         images = torch.tensor(images, dtype=torch.float64)
         losses, correct = torch.stack(losses).cpu().double(), torch.stack(correct).cpu().double()  # MPS has no double
-        losses = torch.where(images > 0, losses * images, 0.0)
+        losses, correct = (torch.where(images > 0, each, 0.0) for each in (losses * images, correct))
         sums = processes.total(torch.stack([losses, correct, images])).T.tolist()
         batches = [(loss / images, int(correct), int(images)) for loss, correct, images in sums]
         for step, (loss, _, _) in zip(steps, batches):
@@ -204,13 +204,16 @@ def gradients_exchanged(forward: Callable, is_last: bool) -> contextlib.Abstract
     return contextlib.nullcontext() if is_last or not hasattr(forward, "no_sync") else forward.no_sync()
 
 
-def measure_batch_norm(run: Run, sets: Splits, batches: int = 20) -> None:
-    """Give averaged weights batch-norm statistics of their own, of so many batches of the epoch (Izmailov et al.,
+def settle_batch_norm(run: Run, sets: Splits, batches: int = 20) -> None:
+    """Give the model that is evaluated the batch-norm statistics that are saved with it: those of the first process,
+    for each process has seen other images.
+
+    Averaged weights first get statistics of their own, of so many batches of the epoch (Izmailov et al.,
     arXiv:1803.05407, section 3.3). Until then they have those of the raw weights, on mixed images if the run mixes."""
     if run.average and not run.config.freeze:  # a frozen stem keeps its own
         states = generator_states(run.device)  # dropout must not draw from what training draws from
         if hasattr(sets.train, "set_epoch"):
             sets.train.set_epoch(run.progress.epoch)
         update_bn(itertools.islice(sets.train, batches), run.average, run.device)
-        processes.copy_from_first(run.average.buffers())  # whose shards may have been others
         set_generator_states(states, run.device)
+    processes.copy_from_first(run.evaluated.buffers())

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 import yaml
 from torch import nn
 
@@ -38,7 +37,7 @@ from vitlab.hardware import (
 )
 from vitlab.models.registry import count_parameters
 from vitlab.training import tracking
-from vitlab.training.epoch import check_loss, measure_batch_norm, train_one_epoch
+from vitlab.training.epoch import check_loss, settle_batch_norm, train_one_epoch
 from vitlab.training.fine_tuning import load_weights
 from vitlab.training.finish import finish, finished_report
 from vitlab.training.freezing import check_freezing, describe_frozen, freeze_parameters
@@ -56,6 +55,7 @@ from vitlab.training.sharding import shard
 from vitlab.training.snapshots import Snapshots
 from vitlab.training.state import Run
 from vitlab.training.stopping import Stopped, stop_at_signal
+from vitlab.training.whitening import set_whitening
 
 
 def check_can_train(config: TrainConfig) -> None:
@@ -107,17 +107,20 @@ def digest(values: torch.Tensor) -> str:
 
 
 def check_last_batch(model: nn.Module, sets: Splits, config: TrainConfig) -> None:
-    """Raise UserError if the last batch holds one image, and batch norm needs more than one value per channel."""
+    """Raise UserError if a process computes one image of the last batch, and batch norm needs more than one value per
+    channel."""
     n, size = len(getattr(sets.train, "labels", ())), config.batch_size
-    if n % size == 1 or n and size == 1:
+    last, count = n % size or size, 1 if config.sync_batchnorm else processes.count()
+    if n and last < 2 * count:  # so that one of them has less than two
         image = torch.zeros(1, config.in_chans, config.img_size, config.img_size)
         try:
             copy.deepcopy(model).cpu().train()(image)
         except (ValueError, RuntimeError) as error:  # a module of another size shows its own error later
             if "more than 1 value per channel" in str(error):
+                few = f"{last} images, too few for {count} processes" if count > 1 else "one image"
                 raise UserError(
-                    f"--batch_size {size}: of {n} training images the last batch holds one image, and batch norm "
-                    "needs more than one value per channel; choose another size"
+                    f"--batch_size {size}: of {n} training images the last batch holds {few}, and batch norm needs "
+                    "more than one value per channel; choose another size"
                 ) from None
 
 
@@ -158,7 +161,7 @@ def fit(
         while not progress.is_over(config):
             with fast_training(run.device, run.amp):
                 train_loss, train_accuracy = train_one_epoch(run, sets, stop)
-            measure_batch_norm(run, sets)
+            settle_batch_norm(run, sets)
             val = evaluate(run.evaluated, sets.val, "validate") if sets.val else None
             if val:
                 check_loss(run, val["loss"], "on the validation images")
@@ -216,6 +219,7 @@ def begin(
     freeze_parameters(model, config)
     optimizers = optimizers or make_optimizers(model, config)
     check_last_batch(model, sets, config)
+    schedule = schedule or warmup_cosine(config, steps_per_epoch=len(sets.train))
     if config.early_stopping and not sets.val:
         raise UserError(
             "--early_stopping watches the validation loss, and "
@@ -240,7 +244,7 @@ def begin(
         device=device,
         amp=amp,
         optimizers=optimizers,
-        schedule=schedule or warmup_cosine(config, steps_per_epoch=len(sets.train)),
+        schedule=schedule,
         scaler=torch.amp.GradScaler(device.type, enabled=amp == torch.float16),
         average=average,
         forward=forward,
@@ -284,21 +288,6 @@ def spread(
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")  # small ones
         forward = nn.parallel.DistributedDataParallel(forward)
     return average, forward
-
-
-@torch.no_grad()
-def set_whitening(model: nn.Module, sets: Splits, images: int = 5000) -> None:
-    """Give a whitened ConvStem its filters: the principal components of 2 x 2 patches of the training images, each
-    scaled to unit variance, and their negatives (Jordan, arXiv:2404.00498, section 3.2). Other models stay as they are.
-    """
-    conv = getattr(getattr(model, "patch_embed", None), "whiten", None)
-    if conv is None:
-        return
-    pixels = sets.train.sample(images)[0] if hasattr(sets.train, "sample") else next(iter(sets.train))[0]  # normalised
-    patches = F.unfold(pixels, 2).transpose(1, 2).flatten(0, 1)  # n x 4 in_chans
-    variances, components = torch.linalg.eigh(patches.T @ patches / len(patches))
-    filters = (components / (variances + 5e-4).sqrt()).T.reshape(-1, *conv.weight.shape[1:])
-    conv.weight.copy_(torch.cat([filters, -filters]))
 
 
 def announce(run: Run, sets: Splits, config_before: dict | None) -> None:

@@ -18,9 +18,13 @@ def warmup_cosine(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], 
     line if config.schedule is "linear".
 
     Source: Loshchilov & Hutter, arXiv:1608.03983, section 3, without restarts. The function keeps no state, so a
-    resumed run needs only the number of the batch.
+    resumed run needs only the number of the batch. Raises UserError if the warmup outlasts the run.
     """
     warmup = config.warmup_steps if config.warmup_steps is not None else config.warmup_epochs * steps_per_epoch
+    if warmup >= config.epochs * steps_per_epoch:
+        raise UserError(
+            f"--warmup_steps {warmup} leaves nothing of the run's {config.epochs * steps_per_epoch}; choose fewer"
+        )
     peak, end = config.learning_rate, config.min_lr
     decay = max(1, config.epochs * steps_per_epoch - 1 - warmup)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from vitlab.catalog import describe
 from vitlab.checkpoint import check_classes, read_checkpoint, stored_settings
 from vitlab.cli import UserError
-from vitlab.config import TrainConfig, changed_settings, flag
+from vitlab.config import SETTINGS, TrainConfig, changed_settings, flag
 from vitlab.files import replacing, writable_folder
 
 COLUMNS = (  # of metrics.csv, and the keys of a row of the history
@@ -31,6 +31,7 @@ RUN_FILES = (
     "graph_loss.png",
     "graph_accuracy.png",
     "training.gif",
+    *(f"{kind}.gif" for kind in SETTINGS["visualizers"].choices),
 )
 
 # Settings that must not change when a run is resumed, besides the model's and whether weights are averaged

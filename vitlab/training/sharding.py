@@ -6,8 +6,11 @@ import warnings
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from vitlab import processes
 
 
 def shard(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
@@ -15,9 +18,10 @@ def shard(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
     must not have stepped yet, are given the parts."""
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")  # none is changed
     names = {parameter: name for name, parameter in model.named_parameters()}
+    mesh = init_device_mesh(next(model.parameters()).device.type, (processes.count(),))
     for block in getattr(model, "blocks", ()):
-        fully_shard(block)
-    fully_shard(model)
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
     parts = dict(model.named_parameters())
     for optimizer in optimizers:
         for group in optimizer.param_groups:

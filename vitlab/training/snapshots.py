@@ -55,7 +55,7 @@ class Snapshots:
         self.kinds = config.visualizers if processes.is_first() else ()
         self.folder = config.output_folder / "visualizers"
         for path in self.folder.glob("*-epoch-*") if processes.is_first() else ():
-            if int(re.search(r"-epoch-(\d+)", path.name)[1]) > epoch:
+            if epoch_of(path) > epoch:
                 path.unlink()
         if not self.kinds:
             return
@@ -96,11 +96,17 @@ class Snapshots:
         """Write a GIF over the epochs for each kind; returns their paths."""
         written = []
         for kind in self.kinds:
-            frames = [Image.open(path).convert("RGB") for path in sorted(self.folder.glob(f"{kind}-epoch-*.png"))]
+            pictures = sorted(self.folder.glob(f"{kind}-epoch-*.png"), key=epoch_of)
+            frames = [Image.open(path).convert("RGB") for path in pictures]
             if frames:
                 path = self.config.output_folder / f"{kind}.gif"
                 written.append(canvas.save_gif(frames, path, frame_ms=500))
         return written
+
+
+def epoch_of(picture: Path) -> int:
+    """The number of the epoch in a picture's name."""
+    return int(re.search(r"-epoch-(\d+)", picture.name)[1])
 
 
 @dataclass(frozen=True)

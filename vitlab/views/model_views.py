@@ -57,8 +57,11 @@ def draw_embeddings(view: View) -> list[Path]:
 
 
 def draw_positions(view: View) -> list[Path]:
-    """Cosine similarity of each position embedding with all others (Dosovitskiy et al., figure 7)."""
+    """Cosine similarity of each position embedding with all others (Dosovitskiy et al., figure 7). Raises UserError if
+    the model has one patch."""
     side = view.model.grid_size
+    if side == 1:
+        raise UserError(f"{view.name} has one patch, and no other position to compare it with; choose another model")
     embeddings = view.model.pos_embed[0, -(side**2) :].detach().cpu()  # P x D
     similarity = cosine_similarity(embeddings[:, None], embeddings[None], dim=-1)  # P x P
     others = similarity[~torch.eye(side**2, dtype=torch.bool)]  # its own is 1
