@@ -56,6 +56,7 @@ LOADER = dict(  # settings of --loader, but for the flags
     std=(0.229, 0.224, 0.225),
 )
 ROOT = Path(__file__).resolve().parent
+SCRIPTS = "benchmark compare download export model results test train visualize".split()
 
 
 def start(command: list) -> tuple[float, float]:
@@ -81,7 +82,7 @@ def time_cold_starts(repeats: int = 5) -> dict:
     Each is the median of `repeats` processes; they take turns."""
     with tempfile.TemporaryDirectory() as folder:
         predict = ["test.py", "--mode", "custom", "--image_path", "demos/diagrams/attention.png"]
-        commands = {file.name: [file.name, "--help"] for file in sorted(ROOT.glob("*.py"))}
+        commands = {f"{name}.py": [f"{name}.py", "--help"] for name in SCRIPTS}
         commands["import torch"] = ["-c", "import torch"]
         commands["prediction"] = [*predict, "--no_image", "--output_path", folder]
         runs = {name: [] for name in commands}

@@ -44,7 +44,7 @@ def result_cells(folder: Path) -> dict[str, str]:
         raise UserError(f"{folder} holds no finished run ({error}); name folders that train.py wrote") from None
     test = report["test"]
     if test is None:
-        raise UserError(f"{folder} has no test result: it was trained with --no_test")
+        raise UserError(f"{folder} has no test result: it was trained with --no_test, or without test images")
     low, high = test["ci95"]
     model = config.get("model", "vit")
     stem = {"linear": "patches", "conv": "conv stem", "whitened": "whitened conv stem"}[config["stem"]]

@@ -69,7 +69,7 @@ def main() -> int:
         from vitlab.pictures.canvas import show
         from vitlab.views import predictions
     if args.mode == "cifar-single":
-        from vitlab.datasets.splits import test_image  # with torchvision, another second
+        from vitlab.datasets.official import test_image  # with torchvision, another second
 
     if args.mode == "custom":
         image_files(args.image_path)  # raises UserError before anything is loaded

@@ -13,7 +13,8 @@ from vitlab.attention.attribution import grad_cam
 from vitlab.checkpoint import load_checkpoint, read_checkpoint
 from vitlab.cli import UserError
 from vitlab.config import TrainConfig
-from vitlab.datasets.splits import load_data, read_digits
+from vitlab.datasets.official import read_digits
+from vitlab.datasets.splits import load_data
 from vitlab.models.baselines import FeedForward, SimpleCNN, TinyCNN
 from vitlab.models.registry import MODELS, build_model, cam_layer, count_flops, count_parameters
 

@@ -1,6 +1,7 @@
 """What benchmark.py measures, and what it refuses."""
 
 import json
+import subprocess
 
 import pytest
 import torch
@@ -97,6 +98,11 @@ def test_bad_flags_are_refused(flags, words):
     assert_refused(run("benchmark.py", *flags), *words)
 
 
+def test_cold_starts_are_of_our_scripts_alone():
+    tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    assert [f"{name}.py" for name in benchmark.SCRIPTS] == [name for name in tracked if "/" not in name]
+
+
 @pytest.mark.slow
 def test_the_report_has_every_part(tmp_path):
     flags = "--rounds 2 --batch_size 4 --n_layers 1 --embed_dim 32".split()
@@ -107,5 +113,5 @@ def test_the_report_has_every_part(tmp_path):
     assert len(report["steps"]["ours"]["seconds"]) == 2
     cold = report["cold_start"]
     assert 0 < cold["help"]["export.py"]["peak_mb"] < 150  # without torch, and without what a parent used
-    assert set(cold["help"]) == {path.name for path in ROOT.glob("*.py")}
+    assert set(cold["help"]) == {f"{name}.py" for name in benchmark.SCRIPTS}
     assert cold["prediction"]["beyond_torch"] == cold["prediction"]["seconds"] - cold["prediction"]["import_torch"]

@@ -5,13 +5,13 @@ import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, assert_refused, run
 from PIL import Image
-from safetensors import SafetensorError
 from test_model import scramble
 from torch import nn
 
@@ -425,6 +425,8 @@ def test_bad_checkpoints_are_refused(tmp_path):
             load_checkpoint(tmp_path / name)
         assert str(tmp_path / name) in str(caught.value) and word in str(caught.value)
     assert_refused(run("test.py", "--model_path", tmp_path / "evil.pt", cwd=tmp_path), "evil.pt", "was not run")
+    (tmp_path / "ours.onnx").touch()
+    assert_refused(run("test.py", "--model_path", "ours.onnx", cwd=tmp_path), "ours.onnx", "was exported")
     assert not list(tmp_path.glob("**/ran")) and not os.path.exists("ran")
     assert not (tmp_path / "output").exists()
 
@@ -451,14 +453,19 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
 
 
-def test_a_full_disk_ends_an_export_to_safetensors_in_a_line(tmp_path, monkeypatch):
-    def full(*args, **kwargs):
-        raise SafetensorError("Error while serializing: I/O error: No space left on device")
+def test_an_export_to_safetensors_is_for_all_and_a_full_disk_is_a_line(tmp_path, monkeypatch):
+    contents = {"model": {"w": torch.zeros(1)}}
+    write_safetensors(tmp_path / "x.safetensors", contents)
+    (tmp_path / "y").touch()
+    assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "y").stat().st_mode  # others may read it too
 
-    monkeypatch.setattr("safetensors.torch.save_file", full)
-    with pytest.raises(UserError, match="x.safetensors could not be written .*No space left"):
-        write_safetensors(tmp_path / "x.safetensors", {"model": {"w": torch.zeros(1)}})
-    assert not list(tmp_path.iterdir())
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match="z.safetensors could not be written .*No space left"):
+        write_safetensors(tmp_path / "z.safetensors", contents)
+    assert {path.name for path in tmp_path.iterdir()} == {"x.safetensors", "y"}
 
 
 def test_foreign_models_are_our_class(tmp_path):

@@ -197,6 +197,14 @@ def test_a_failed_cell_is_told_and_the_others_go_on(tmp_path):
     assert final["failed"][0]["cell"] == "mlp-learning-rate-100.0-seed0"
 
 
+def test_without_a_trial_that_succeeds_nothing_is_trained_at_a_rate_of_no_choice(tmp_path):
+    flags = [*SMALL, "--models", "mlp", "--seeds", 0, "--optimizer", "sgd", "--learning_rates", 90, 100]
+    done = run("compare.py", *flags, "--num_train_images", 300, cwd=tmp_path)
+    (last,) = [line for line in done.stderr.splitlines() if line.startswith("compare.py: ")]
+    assert done.returncode == 2 and "every trial of a learning rate failed for MLP, the first: the loss is" in last
+    assert not list(tmp_path.glob("output/comparison/mlp-seed*"))
+
+
 def test_cross_validation_holds_out_each_image_once(tmp_path):
     flags = [*SMALL, "--models", "mlp", "--seeds", 0, "--folds", 3, "--learning_rate", "1e-3", "--epochs", 1]
     done = run("compare.py", *flags, "--num_train_images", 300, cwd=tmp_path)
@@ -223,6 +231,8 @@ def test_cross_validation_holds_out_each_image_once(tmp_path):
         (["--grid", "seed=1,2"], ["--grid seed", "--seeds"]),
         (["--patch_sizes", "3", "4"], ["--patch_sizes 3", "8 pixels", "--image_size 12"]),
         (["--train_sizes", "0"], ["0", "at least 1"]),
+        (["--train_sizes", "100", "60000"], ["--train_sizes 60000", "digits has 1437 training images"]),
+        (["--num_train_images", "60000"], ["--num_train_images 60000", "digits has 1437 training images"]),
         (["--seeds", "x"], ["x", "whole number"]),
         (["--folds", "1"], ["--folds 1", "from 2 on"]),
         (["--jobs", "0"], ["--jobs 0"]),

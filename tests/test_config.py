@@ -120,6 +120,7 @@ def test_bad_flags_are_refused_in_one_line(argv, words):
         ("no_test: 1", ["--no_test 1", "true or false"]),
         ("data_path: 3", ["--data_path 3", "text"]),
         ("n_layers: 3\ndepth: 4", ["depth", "twice"]),
+        ("epochs: 1\nepochs: 2", ["epochs is there twice"]),
         ("learning_rate: [1]", ["--learning_rate"]),
         ("- a", ["setting: value"]),
         ("a: [", ["not YAML"]),

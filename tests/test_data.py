@@ -22,8 +22,8 @@ from vitlab.datasets import cifar
 from vitlab.datasets.augment import crop_and_flip, grey, seed_of
 from vitlab.datasets.cifar import download_cifar, read_cifar
 from vitlab.datasets.images import as_channels, normalise, resize, square, to_pixels
+from vitlab.datasets.official import test_image as official_image
 from vitlab.datasets.splits import load_data
-from vitlab.datasets.splits import test_image as official_image
 
 
 def raw(batches):

@@ -140,6 +140,8 @@ def test_int8_is_smaller_and_almost_as_good(tmp_path, cifar_root):
     assert done.returncode == 0, done.stderr
     found = dict(re.findall(r"^(\w+): [\d.]+ MB, ([\d.]+)% of 2,000", done.stdout, flags=re.M))
     assert float(found["float32"]) > 85 and float(found["float32"]) - float(found["int8"]) < 1
+    told = json.loads((tmp_path / "x.json").read_text())
+    assert f"{told['int8']['accuracy']:.2%}" == f"{found['int8']}%" and str(tmp_path / "x.json") in done.stdout
     weights = load_checkpoint(ROOT / "model/vit-layer6-32-cifar10").model.parameters()
     assert target.stat().st_size < 0.5 * 4 * sum(weight.numel() for weight in weights)
 

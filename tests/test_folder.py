@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from vitlab.config import TrainConfig
 from vitlab.datasets.batches import FileBatches, TensorBatches
 from vitlab.datasets.folders import FolderIndex
 from vitlab.datasets.splits import load_data
+from vitlab.views.explorer.page import pick_images
 
 COLOURS = {"blue": (30, 30, 200), "green": (30, 200, 30), "red": (200, 30, 30)}
 
@@ -156,8 +158,21 @@ def test_unreadable_files_are_left_out_and_named(tmp_path, capsys):
     for i in range(8, 16):
         (tmp_path / "all" / "red" / f"{i:03}.png").write_text("no")
     done = run("train.py", "--dataset", "folder", "--data_path", tmp_path / "all", "--image_size", 16, cwd=tmp_path)
-    assert_refused(done, "unreadable", "red")
+    assert_refused(done, "unreadable, more than a tenth", "red")
     assert not (tmp_path / "model").exists()
+
+
+def test_the_explorer_shows_images_that_can_be_read_each_with_its_class(tmp_path, capsys):
+    for part in ("train", "test"):
+        paint(tmp_path / part, 3)
+    (tmp_path / "test/blue/000.png").write_text("no")
+    found_in = SimpleNamespace(classes=("blue", "green", "red"), data_config=lambda: config(tmp_path))
+    args = SimpleNamespace(image_path=None, num_images=6)
+    chosen = pick_images(SimpleNamespace(args=args, checkpoint=found_in, run_settings={}))
+    assert "left out" in capsys.readouterr().out
+    assert sorted(label for _, label, _ in chosen) == 2 * ["blue"] + 2 * ["green"] + 2 * ["red"]
+    for _, label, image in chosen:
+        assert np.asarray(image).mean((0, 1)).argmax() == ["red", "green", "blue"].index(label)
 
 
 def test_folders_that_cannot_be_trained_on_are_refused(tmp_path):

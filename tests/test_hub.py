@@ -14,8 +14,8 @@ from vitlab import hub
 from vitlab.catalog import describe
 from vitlab.cli import UserError
 from vitlab.config import TrainConfig
+from vitlab.datasets.official import test_image as official_image
 from vitlab.datasets.splits import load_data
-from vitlab.datasets.splits import test_image as official_image
 
 datasets = pytest.importorskip("datasets", reason="pip install datasets")
 NAMES = ["cat", "dog", "eel"]

@@ -21,8 +21,8 @@ from torchvision.datasets.utils import calculate_md5
 from vitlab.catalog import DATASETS, NOT_DOWNLOADED
 from vitlab.cli import UserError
 from vitlab.config import TrainConfig
+from vitlab.datasets.official import test_image as official_image
 from vitlab.datasets.splits import load_data
-from vitlab.datasets.splits import test_image as official_image
 from vitlab.datasets.torchvision_sets import READERS, LabelledSTL10, check_set, download_set, fetch_folder, read_arrays
 
 ARRAYS = ("mnist", "fashion_mnist", "kmnist", "emnist", "svhn", "stl10")
@@ -361,7 +361,9 @@ def test_a_set_of_folders_may_lie_at_the_path_or_inside_it(tiny, tmp_path, name)
 
 
 def test_a_name_that_cannot_be_downloaded_is_refused():
-    assert_refused(run("download.py", "digits"), "digits", "emnist", "cinic10")
+    assert_refused(run("download.py", "folder"), "folder", "emnist", "cinic10")
+    done = run("download.py", "digits")
+    assert done.returncode == 0 and "comes with scikit-learn" in done.stdout
 
 
 @pytest.mark.slow

@@ -14,7 +14,8 @@ from PIL import Image
 
 from vitlab.cli import UserError
 from vitlab.datasets import splits
-from vitlab.datasets.splits import load_data, read_split
+from vitlab.datasets.official import read_split
+from vitlab.datasets.splits import load_data
 from vitlab.evaluation import metrics
 from vitlab.models.registry import build_model
 from vitlab.settings import read_yaml

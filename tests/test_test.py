@@ -15,7 +15,8 @@ from vitlab.catalog import DEFAULT_MODEL
 from vitlab.checkpoint import load_checkpoint
 from vitlab.config import TrainConfig
 from vitlab.datasets.images import normalise
-from vitlab.datasets.splits import load_data, read_digits
+from vitlab.datasets.official import read_digits
+from vitlab.datasets.splits import load_data
 
 MODEL = ["--model_path", "model/vit-layer4-8-digits"]
 

@@ -18,8 +18,8 @@ from vitlab.attention.maps import features, look, times_uniform
 from vitlab.checkpoint import load_checkpoint
 from vitlab.cli import UserError
 from vitlab.config import TrainConfig
+from vitlab.datasets.official import test_image as official_image
 from vitlab.datasets.splits import load_data
-from vitlab.datasets.splits import test_image as official_image
 from vitlab.pictures.tiles import colours, enlarge, overlay
 from vitlab.views.image_views import IMAGE_VIEWS
 from vitlab.views.model_views import MODEL_VIEWS, draw_positions, silhouette
@@ -276,6 +276,8 @@ def test_cifar_and_a_timm_file(cifar_root, tmp_path):
         (["maps", "--image_path", "model/vit-layer4-8-digits/best.pt"], ["best.pt", "cannot be read as an image"]),
         (["maps", "--index", 1, "--image_path", "x.png"], ["--index", "--image_path"]),
         (["maps", "--output_path", "/proc/x"], ["/proc/x"]),
+        (["maps", "--output_path", "x.jpg"], ["x.jpg", "maps writes .png"]),
+        (["gif", "--output_path", "x.png"], ["x.png", "gif writes .gif"]),
         (["gif", "--frame_ms", 1], ["--frame_ms 1", "20"]),
         (["embeddings", "--method", "umap"], ["--method umap", "pca, tsne or both"]),
         (["faithfulness", "--num_images", 1000], ["--num_images 1000", "2 to 360"]),

@@ -128,7 +128,9 @@ class Checkpoint:
         Raises UserError if the file does not say its data set, or if the data set has other classes.
         """
         if self.config.dataset is None:
-            raise UserError(f"{self.path} does not say what it was trained on; add --dataset cifar10")
+            raise UserError(
+                f"{self.path} does not say what it was trained on; add --dataset, or show it images (--image_path)"
+            )
         if self.config.dataset in AT_DATA_PATH and settings.get("data_path") == TrainConfig.data_path:
             settings["data_path"] = self.config.data_path
         config = dataclasses.replace(self.config, **read_settings(settings))

@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import struct
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,8 @@ def read_checkpoint(path: str | Path, *, lazily: bool = False) -> Any:
         )
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist; check the path, or train one with train.py")
+    if path.suffix in (".onnx", ".pt2"):
+        raise UserError(f"{path} is a program that was exported (docs/export.md); give the checkpoint it was made of")
     contents = read_safetensors(path) if path.suffix == ".safetensors" else read_pt(path, lazily=lazily)
     if path.name in HUB_FILES and (path.parent / "config.json").is_file():
         contents = {"weights": contents, **read_hub_configs(path.parent)}
@@ -76,7 +79,8 @@ def read_checkpoint(path: str | Path, *, lazily: bool = False) -> Any:
 def read_pt(path: Path, *, lazily: bool) -> Any:
     """What a .pt file holds. Raises UserError if it is damaged or holds code."""
     try:
-        with torch.serialization.safe_globals(HARMLESS):
+        with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")  # what follows is said in a line
             return torch.load(path, map_location="cpu", weights_only=True, mmap=lazily and zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         name = re.search(r"GLOBAL (\S+)", str(error))
@@ -112,16 +116,12 @@ def read_safetensors(path: Path) -> dict:
 def write_safetensors(path: str | Path, contents: dict) -> None:
     """Write a checkpoint of ours: `contents` as in a .pt file, its "model" a state dict, the rest plain values, which
     go to the metadata as JSON. Raises UserError if the file cannot be written."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     plain = {name: value for name, value in contents.items() if name != "model"}
     tensors = {name: value.contiguous() for name, value in contents["model"].items()}
     with replacing(path) as part:
-        try:
-            save_file(tensors, part, metadata={FORMAT: json.dumps(plain)})
-        except SafetensorError as error:  # as of a full disk
-            raise OSError(error) from None
+        part.write_bytes(save(tensors, metadata={FORMAT: json.dumps(plain)}))  # save_file makes it private to its owner
 
 
 def read_hub_configs(folder: Path) -> dict[str, dict]:

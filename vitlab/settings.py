@@ -148,13 +148,17 @@ def settings_of(cls: type) -> dict[str, Setting]:
 def read_yaml(path: str | Path) -> dict:
     """The settings in a YAML file, as they are written there; UserError, naming the file, if it is not a mapping."""
     try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        raw, node = yaml.safe_load(text), yaml.compose(text)
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}; give a YAML file of settings") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise UserError(f"--config {path}: write one 'setting: value' a line")
+    keys = [key.value for key, _ in node.value]
+    if twice := next((key for key in keys if keys.count(key) > 1), None):
+        raise UserError(f"--config {path}: {twice} is there twice; keep one")
     return raw
 
 

@@ -125,7 +125,10 @@ def decode(
     for error in errors:
         print(f"left out: {error}")
     if len(errors) > len(files) / 10:
-        raise UserError(f"{len(errors)} of {len(files)} {split} images are unreadable, the first: {errors[0]}")
+        raise UserError(
+            f"{len(errors)} of {len(files)} {split} images are unreadable, more than a tenth; mend or remove them; the "
+            f"first: {errors[0]}"
+        )
     if errors:
         print(f"{split}: {len(errors)} of {len(files)} images left out")
     return images[: len(readable)], torch.tensor([label for _, label in readable]), readable

@@ -11,7 +11,8 @@ from vitlab.checkpoint import Checkpoint
 from vitlab.cli import UserError
 from vitlab.datasets.splits import load_data
 from vitlab.export.program import quietly, write_onnx
-from vitlab.files import replacing
+from vitlab.files import replacing, write_json
+from vitlab.hardware import describe_cpu
 
 NUM_IMAGES = 2000  # test images that the accuracy is measured on
 BATCH_SIZE = 50
@@ -62,15 +63,18 @@ def measure_onnx(path: str | Path, pixels: np.ndarray, labels: np.ndarray) -> di
 
 
 def write_int8(checkpoint: Checkpoint, path: str | Path, data_path: str, *, attention: bool = False) -> list[str]:
-    """Write the model as ONNX with weights of 8 bits; returns two lines that compare it with float32 by size, accuracy
-    and speed. Nothing is written if the test images are not there. Raises UserError as write_onnx does."""
+    """Write the model as ONNX with weights of 8 bits, and beside it NAME.json, which compares it with float32 by size,
+    accuracy and speed; returns that as two lines, and where it is. Nothing is written if the test images are not there.
+    Raises UserError as write_onnx does."""
     pixels, labels = load_test_pixels(checkpoint, data_path)
     with tempfile.TemporaryDirectory() as folder, replacing(path) as part:
         write_onnx(checkpoint, source := Path(folder) / "float32.onnx", attention=attention)
         quantise(source, part)
         measured = {"float32": measure_onnx(source, pixels, labels), "int8": measure_onnx(part, pixels, labels)}
-    return [
+    about = {"hardware": describe_cpu(), "n": len(labels)}
+    lines = [
         f"{name}: {found['mb']:.2f} MB, {found['accuracy']:.2%} of {len(labels):,} test images, "
         f"{found['ms']:.2f} ms an image on this CPU"
         for name, found in measured.items()
     ]
+    return [*lines, str(write_json(Path(path).with_suffix(".json"), {**about, **measured}))]

@@ -68,8 +68,8 @@ def run_once(model: nn.Module, **options) -> None:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """How many parameters a model trains."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+    """How many parameters a model has, frozen ones among them."""
+    return sum(p.numel() for p in model.parameters())
 
 
 def count_flops(model: nn.Module, patch_drop_rate: float = 0.0) -> int:

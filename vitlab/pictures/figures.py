@@ -24,7 +24,7 @@ def metric_values(history: Sequence[Mapping], split: str, metric: str) -> np.nda
 def label_axes(axes: Axes, metric: str) -> None:
     """Epochs against "loss" or "accuracy"."""
     axes.set(xlabel="epoch", ylabel="cross-entropy loss" if metric == "loss" else "accuracy")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.grid(alpha=0.3)
 
 

@@ -195,6 +195,9 @@ def overlays(
     return sheet(rows, title=title, note=OVERLAY, scale=scale)
 
 
+BAND = "lines: mean of the seeds; bands: from the lowest to the highest"
+
+
 class Curves(NamedTuple):
     """The curves of one row: a history and, if the test images were read, a result for each seed."""
 
@@ -219,14 +222,15 @@ def plot_curves(rows: list[Curves], path: Path) -> Path:
                     mean = np.mean([test[what] for test in row.tests])
                     colour = style(i)["color"]
                     axes.plot([1.04 * longest], [mean], "*", color=colour, markersize=11, markeredgecolor="black")
-            axes.set(xlabel="epoch", ylabel="cross-entropy loss" if what == "loss" else "accuracy", title=title)
-            axes.xaxis.get_major_locator().set_params(integer=True)
-            axes.grid(alpha=0.3)
+            figures.label_axes(axes, what)
+            axes.set_title(title)
         low, high = zip(*(axes.get_ylim() for axes in panel_row))
         for axes in panel_row:
             axes.set_ylim(min(low), max(high))
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)), fontsize=9, frameon=False)
+    if any(len(row.histories) > 1 for row in rows):
+        figure.suptitle(BAND, fontsize=9)
     if any(row.tests for row in rows):
         panels[1, -1].annotate("stars: test, read once", (0.98, 0.03), xycoords="axes fraction", ha="right", fontsize=9)
     return save_figure(figure, path)
@@ -268,6 +272,8 @@ def plot_accuracy_by(series: dict[str, list[tuple]], xlabel: str, ylabel: str, p
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.minorticks_off()
     axes.set(xlabel=xlabel, ylabel=ylabel)
+    if any(len(values) > 1 for points in series.values() for _, values in points):
+        axes.set_title(BAND, fontsize=9)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=9)
     return save_figure(figure, path)
@@ -283,7 +289,8 @@ def plot_differences(rows: list[ResultRow], measure: str, path: Path) -> Path:
         axes.plot([low, high], [i, i], color=COLOURS[0], linewidth=2)
         axes.plot([middle], [i], "o", color=COLOURS[0])
         text = f"{middle:+.1f}, {p_value(vs.mcnemar_p)}"
-        axes.annotate(text, (middle, i), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=9)
+        place = dict(xytext=(0, 6), textcoords="offset points", ha="center", fontsize=9)
+        axes.annotate(text, (middle, i), **place, bbox=dict(facecolor="white", edgecolor="none", pad=1))
     axes.margins(x=0.15)
     axes.axvline(0, color="black", linewidth=1)
     axes.set_yticks(range(len(rows)), [f"{row.title}\n- {row.vs.title}" for row in rows], fontsize=9)

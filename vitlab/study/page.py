@@ -36,8 +36,9 @@ def takeaways(rows: list[ResultRow]) -> list[str]:
         return []
     full = with_most_images(plain)
     measure = "test accuracy" if plain[0].split == "test" else "validation accuracy"
+    of_one = " of a single model" if any(row.kind == "ensemble" for row in rows) else ""
     return [
-        highest(full, measure),
+        highest(full, measure + of_one),
         *(versus_baseline(row) for row in full if row.vs),
         *by_train_size(plain, measure),
         *by_patch_size(full),

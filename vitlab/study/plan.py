@@ -9,6 +9,7 @@ import yaml
 
 from vitlab.cli import UserError
 from vitlab.config import TrainConfig, changed_settings, flag, in_groups
+from vitlab.datasets.official import list_split
 from vitlab.models.registry import build_model
 from vitlab.study.design import Cell, Row, Study
 
@@ -17,10 +18,20 @@ RECORDED = [name for name in (*in_groups("data", "model", "recipe"), "seed") if 
 
 
 def check_sizes(study: Study) -> None:
-    """UserError if the model of a row cannot be built. Builds shapes only, no weights."""
+    """UserError if the model of a row cannot be built, or if there are fewer training images than a row asks for.
+    Builds shapes only, no weights."""
+    images = {}  # of a data set, how many there are
     for row in study.rows():
+        config = study.config(row, seed=study.seeds[0])
         with torch.device("meta"):
-            build_model(study.config(row, seed=study.seeds[0]))
+            build_model(config)
+        if wanted := config.num_train_images:
+            place = config.dataset, config.data_path
+            if place not in images:
+                images[place] = len(list_split(config, "train")[0])
+            if wanted > images[place]:
+                name = "--train_sizes" if row.size else "--num_train_images"
+                raise UserError(f"{name} {wanted}: {config.dataset} has {images[place]} training images; ask for fewer")
 
 
 def plan(study: Study, rates: dict[str, float]) -> list[Cell]:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from vitlab.catalog import TITLES
 from vitlab.checkpoint import load_checkpoint, read_checkpoint
+from vitlab.cli import UserError
 from vitlab.config import TrainConfig
 from vitlab.datasets.splits import load_data, load_split
 from vitlab.evaluation import metrics
@@ -39,8 +40,8 @@ LOOK = 2.0  # seconds between two looks at what other processes have finished
 def run(study: Study) -> tuple[list[dict], list[tuple[str, str]]]:
     """Run what is not there yet. Returns (results of the cells, in order; [(name of a failed cell, error), ...]).
 
-    Raises UserError if a model cannot be built or the folder holds another study's results, and Stopped
-    after Ctrl-C: the same call goes on.
+    Raises UserError if a model cannot be built, there are too few images, no trial of a learning rate succeeds or the
+    folder holds another study's results, and Stopped after Ctrl-C: the same call goes on.
     """
     check_sizes(study)
     writable_folder(study.folder, "--output_path")
@@ -64,10 +65,8 @@ def choose_learning_rates(study: Study, failed: list) -> dict[str, float]:
     for model in study.models:
         finished = [cell for cell in cells if cell.row.model == model and cell.name in results]
         if not finished:
-            first = next(row for row in study.rows() if row.model == model)
-            rate = study.config(first, seed=study.seeds[0]).learning_rate
-            print(f"{TITLES[model]:>20}: every trial failed; {rate:g} is taken")
-            continue
+            why = dict(failed)[next(cell.name for cell in cells if cell.row.model == model)]
+            raise UserError(f"every trial of a learning rate failed for {TITLES[model]}, the first: {why}")
         accuracies = {cell.config.learning_rate: results[cell.name]["val"]["accuracy"] for cell in finished}
         chosen[model] = max(accuracies, key=accuracies.get)
         grid = ", ".join(f"{rate:g}: {accuracy:.4f}" for rate, accuracy in accuracies.items())

@@ -16,7 +16,8 @@ from vitlab.catalog import AT_DATA_PATH
 from vitlab.checkpoint import Checkpoint
 from vitlab.cli import UserError, whole_number
 from vitlab.datasets import images
-from vitlab.datasets.splits import load_data, test_image
+from vitlab.datasets.official import test_image
+from vitlab.datasets.splits import load_data
 from vitlab.hardware import find_device
 from vitlab.layout import image_suffixes
 from vitlab.models.registry import cam_layer
@@ -25,6 +26,14 @@ from vitlab.pictures.tiles import TIMES_UNIFORM, Scale, Tile, sheet
 
 DEFAULT_INDEX = 21  # of the test image that is drawn if the user names none
 WITHOUT_ATTENTION = ("gradcam", "training")  # the commands for models that are not Vision Transformers
+FORMATS = {  # of the commands that write other files than .png
+    "gif": (".gif",),
+    "training": (".gif",),
+    "explorer": (".html",),
+    "tokens": (".png", ".gif"),
+    "hidden": (".png", ".gif"),
+}
+FILES = ".png .gif .html .htm .jpg .jpeg .webp .bmp .tif .tiff .pdf .svg .mp4".split()  # with these, it names a file
 ASKED = ("layers", "heads", "target", "method")  # the flags that file names tell, if they are given
 
 
@@ -69,8 +78,8 @@ class Subject:
 class View:
     """A checkpoint's model on its device, the flags of visualize.py, and where the pictures go.
 
-    run_settings: data_path and device. Raises UserError if the device is not there, or if the command needs
-    attention and the model has none.
+    run_settings: data_path and device. Raises UserError if the device is not there, if the command needs
+    attention and the model has none, or if --output_path names a file of another format.
     """
 
     def __init__(self, checkpoint: Checkpoint, args: argparse.Namespace, run_settings: dict):
@@ -87,8 +96,19 @@ class View:
         else:
             self._check_command()
         self.output_path = Path(args.output_path) if args.output_path else None
-        names_a_file = self.output_path is not None and self.output_path.suffix in (".gif", ".png", ".html")
-        self.output_file = self.output_path if names_a_file and not self.output_path.is_dir() else None
+        self.output_file = self._find_output_file()
+
+    def _find_output_file(self) -> Path | None:
+        """--output_path if it names a file; UserError if that is of another format than the command's."""
+        path, formats = self.output_path, FORMATS.get(self.args.command, (".png",))
+        if path is None or path.is_dir() or path.suffix.lower() not in FILES:
+            return None
+        if path.suffix not in formats:
+            written = " and ".join(formats)
+            raise UserError(
+                f"--output_path {path}: {self.args.command} writes {written}; give such a name, or a folder"
+            )
+        return path
 
     def _check_command(self) -> None:
         """UserError if the command needs attention, or a convolution that the model does not have."""

@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from vitlab.attention.maps import describe_pool
 from vitlab.checkpoint import Checkpoint
+from vitlab.cli import UserError
 from vitlab.datasets.images import open_images, to_pixels
-from vitlab.datasets.splits import load_data, test_image
+from vitlab.datasets.official import list_split
 from vitlab.export.program import Program
 from vitlab.files import write_text
 from vitlab.pictures.tiles import TIMES_MEAN, TIMES_UNIFORM, Scale
@@ -158,14 +159,19 @@ def pick_images(view: View) -> list[tuple[str, str | None, Image.Image]]:
         found = open_images(folder, view.unreadable)
         return [(file.relative_to(folder).as_posix() if folder.is_dir() else file.name, None, i) for file, i in found]
     checkpoint, wanted = view.checkpoint, view.args.num_images or NUM_IMAGES
-    config = checkpoint.data_config(**view.run_settings)
-    labels = load_data(config, splits=("test",), mean=checkpoint.mean, std=checkpoint.std).test.labels
-    seen, rounds = Counter(), []
-    for index, label in enumerate(labels.tolist()):
+    labels, open_at = list_split(checkpoint.data_config(**view.run_settings), "test")
+    seen, rounds, chosen = Counter(), [], []
+    for index, label in enumerate(labels):
         rounds.append((seen[label], label, index))
         seen[label] += 1
-    chosen = sorted(rounds)[:wanted]
-    return [(f"test image {i}", checkpoint.classes[label], test_image(config, i)[0]) for _, label, i in chosen]
+    for _, label, index in sorted(rounds):
+        if len(chosen) == wanted:
+            break
+        try:
+            chosen.append((f"test image {index}", checkpoint.classes[label], open_at(index)))
+        except UserError as error:
+            print(f"left out: {error}")
+    return chosen
 
 
 def draw_explorer(view: View) -> list[Path]:
