@@ -9,9 +9,9 @@ from vitlab.checkpoint import read_checkpoint
 from vitlab.cli import UserError
 from vitlab.config import TrainConfig
 from vitlab.datasets.splits import load_data
-from vitlab.models.registry import build_model
+from vitlab.models.registry import build_model, count_parameters
 from vitlab.training import loop
-from vitlab.training.freezing import check_freezing, frozen_names, layer_scales, train_mode
+from vitlab.training.freezing import check_freezing, freeze_parameters, frozen_names, layer_scales, train_mode
 from vitlab.training.optimizers import make_optimizers
 
 SHORT = dict(dataset="digits", num_train_images=100, val_split=0, no_test=True, epochs=1, amp="off", augment="none")
@@ -92,6 +92,14 @@ def test_a_resumed_run_freezes_and_decays_as_before(tmp_path):
     assert all(torch.equal(value, after[name]) for name, value in resumed.items())
     groups = read_checkpoint(config.checkpoint_folder / "last.pt")["training"]["optimizers"][0]["param_groups"]
     assert sorted({group["lr_scale"] for group in groups}) == [0.5, 1]
+
+
+def test_frozen_parameters_count_among_those_of_the_model():
+    config = TrainConfig.create(dataset="digits", freeze="head")
+    model = build_model(config)
+    complete = count_parameters(model)
+    freeze_parameters(model, config)
+    assert count_parameters(model) == complete == sum(value.numel() for value in model.parameters())
 
 
 def test_what_cannot_be_frozen_is_refused():
