@@ -14,14 +14,14 @@ output/benchmark/report.json.
     textbook  separate query, key and value projections, softmax written out, float32 (on CUDA as TF32), AdamW unfused
     timm      timm's VisionTransformer, dtype and optimiser like ours (if timm is installed)
 
+Then come the times of each augmentation policy, as a share of our step, and of attention extraction with a model of 12
+blocks: the attention of 100 images, and a GIF of it.
+
 --operations instead runs each stage of a training step alone: its share of the step, its GFLOP/s, and how much of the
 rate of a large matrix product that is.
 
 --loader reads the training images of a folder at 224 pixels (--image_size), cropped at random from their files, next to
 torchvision's ImageFolder in a DataLoader with as many workers, and to the same in shards (if webdataset is installed).
-
-Then each augmentation policy's time, as a share of our step, and the time of attention extraction with a
-model of 12 blocks: the attention of 100 images, and a GIF of it.
 
 Cold starts come last, each the median of 5 processes: time and peak memory of every script's --help, and the
 time of a prediction (test.py --mode custom) beyond that of `import torch`.

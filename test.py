@@ -3,7 +3,7 @@
     python test.py                                                     # the whole test split
     python test.py --mode cifar-single --index 7                       # one image of it
     python test.py --image_path FILE-OR-FOLDER                         # your own images
-    python test.py --model_path model/vit-layer6-32-cifar10         # of another run, or any .pt file
+    python test.py --model_path model/vit-conv-cpu-32-cifar10          # another run, or any .pt file
 
 Architecture, classes and normalisation come from the checkpoint. Foreign files (of timm, torchvision,
 transformers, ...) may need --pool, --n_attention_heads, --mean and --std, and --dataset or --classes.

@@ -1,4 +1,4 @@
-"""Train one Vision Transformer.
+"""Train one model: a Vision Transformer or, with --model, a CNN or an MLP.
 
     python train.py --dataset digits --epochs 40            # no download, a minute on a laptop
     python train.py                                         # CIFAR-10, 200 epochs

@@ -11,8 +11,8 @@
     python visualize.py positions                    # similarity of the position embeddings
     python visualize.py filters                      # what the patch embedding looks for
     python visualize.py training                     # the run's curves, animated
-    python visualize.py faithfulness                 # which of the maps deserve belief
-    python visualize.py explorer                     # one HTML page in which all of this can be touched
+    python visualize.py faithfulness                 # which of the maps can be trusted
+    python visualize.py explorer                     # one interactive HTML page
 
 --layers and --heads count from 0, as the code does, captions from 1: --layers 0 draws "layer 1 of 12".
 Architecture, classes and normalisation come from the checkpoint. A GIF of `gif` goes to attention_map_gif/,
@@ -41,7 +41,7 @@ MODEL_COMMANDS = {  # name -> help; vitlab/views/model_views.py draws them
     "positions": "Cosine similarity of each position embedding with all others",
     "filters": "What the patch embedding looks for",
     "training": "The run's curves, animated",
-    "faithfulness": "Which of the maps deserve belief",
+    "faithfulness": "Which of the maps can be trusted",
 }
 PAGE_COMMANDS = {  # name -> help; vitlab/views/explorer makes it
     "explorer": "One HTML page with the model inside; it needs no server and no network",

@@ -3,9 +3,9 @@
     config = TrainConfig.create(dataset="digits", epochs=40)     # from Python
     config = TrainConfig.from_args(sys.argv[1:])                 # from a command line
 
-Settings, weakest first: the defaults below, the data set's own (catalog.DATASETS), the YAML file of
---config, the flags. A setting goes by its field name, which is timm's if timm has one, or by the
-older spelling; both work as a flag, as a YAML key and as a keyword.
+Settings, weakest first: the defaults below, the data set's own (catalog.DATASETS), the model's own
+(catalog.MODEL_DEFAULTS), the YAML file of --config, the flags. A setting goes by its field name, which is timm's if
+timm has one, or by the older spelling; both work as a flag, as a YAML key and as a keyword.
 """
 
 import argparse
@@ -33,13 +33,13 @@ class DataSettings:
         "./data", "where sets lie, or go to; of folder, hf, webdataset: the set itself", is_path=True
     )
     batch_size: int = setting(128, "images in a batch", low=1, high=1_000_000)
-    num_workers: int = setting(2, "processes that decode image folders (other sets need none)", low=0, high=1024)
+    num_workers: int = setting(2, "processes that decode image files (sets held in memory need none)", low=0, high=1024)
     cache_gb: float = setting(4.0, "GB of a folder's pixels to keep in memory: whole splits, training first", low=0)
     val_split: float = setting(0.1, "share of the training set held out for validation", low=0, high=0.9)
     folds: int | None = setting(None, "cross-validation: validate on one of so many parts instead", low=2)
     fold: int = setting(0, "which of the --folds, from 0", low=0)
     num_train_images: int | None = setting(
-        None, "use this many training images (default: all), validation cut from them", low=1
+        None, "use this many training images (default: all); those for validation are taken from them", low=1
     )
     num_test_images: int | None = setting(None, "use this many test images (default: all)", low=1)
     mean: tuple[float, ...] = setting(
@@ -98,14 +98,14 @@ class ModelSettings:
     drop_path_rate: float = setting(0.0, "stochastic depth of the last block", low=0, high=0.99)
     stem: str = setting(
         "linear",
-        "patches or convolutions; whitened: of whitened pixels",
+        "linear: patches; conv: convolutions; whitened: convolutions of whitened pixels",
         choices=("linear", "conv", "whitened"),
     )
     stem_depth: int = setting(1, "convolutions in each stage of a conv stem", low=1, high=100)
     stem_growth: int = setting(2, "how many times wider each stage of a conv stem is than the last", low=1, high=100)
     pool: str = setting(
         "cls",
-        "the head sees CLS, the patches' mean (then normed, or of normed patches), or a learned mean",
+        "the head reads CLS, the patches' mean (then normed, or of normed patches), or a learned mean",
         choices=("cls", "mean", "normed_mean", "seq"),
     )
     head: str = setting("linear", "mlp: linear, tanh, linear", choices=("linear", "mlp"))
@@ -122,7 +122,7 @@ class RecipeSettings:
     schedule: str = setting(
         "cosine", "how the learning rate falls to min_lr after the warmup", choices=("cosine", "linear")
     )
-    min_lr: float = setting(1e-5, "where the cosine ends", low=0, high=100)
+    min_lr: float = setting(1e-5, "learning rate at the end of the schedule", low=0, high=100)
     warmup_epochs: float | None = setting(
         None, "linear warmup, 0 or a fraction too (default: a tenth of the epochs, at most 10)", low=0
     )
@@ -143,12 +143,14 @@ class RecipeSettings:
     label_smoothing: float = setting(0.0, "share of the target spread over all classes", low=0, high=0.99)
     clip_grad: float = setting(0.0, "largest norm of the gradient; 0 is off", low=0, high=1e6)
     grad_accum_steps: int = setting(1, "batches whose gradients make one step", low=1, high=100_000)
-    freeze: str | None = setting(None, "head: train the head alone; N: keep the embedding and the first N blocks")
-    layer_decay: float = setting(1.0, "the learning rate of block i is times layer_decay^(depth - i)", above=0, high=1)
+    freeze: str | None = setting(None, "head: train only the head; N: freeze the embedding and the first N blocks")
+    layer_decay: float = setting(
+        1.0, "multiplies the learning rate of block i by layer_decay^(depth - i)", above=0, high=1
+    )
     patch_drop_rate: float = setting(
         0.0, "share of the patches left out of training images at first; falls to 0 in the last epoch", low=0, high=0.9
     )
-    ema_decay: float = setting(0.0, "of averaged weights, which are then what is evaluated", low=0, high=0.999999)
+    ema_decay: float = setting(0.0, "decay of averaged weights, which are then evaluated; 0: off", low=0, high=0.999999)
     early_stopping: int | None = setting(None, "stop after N epochs without a lower validation loss", low=1)
 
 
@@ -162,7 +164,9 @@ class RunSettings:
         "auto: bf16 on CUDA (fp16 on older GPUs) and on CPUs with bf16 instructions, else off",
         choices=("auto", "bf16", "fp16", "off"),
     )
-    threads: int | None = setting(None, "of PyTorch on the CPU (default: PyTorch's own number)", low=1, high=1024)
+    threads: int | None = setting(
+        None, "threads of PyTorch on the CPU (default: PyTorch's own number)", low=1, high=1024
+    )
     compile: bool = setting(False, "torch.compile the model")
     fsdp: bool = setting(False, "divide the weights between the processes of torchrun, for models that do not fit")
     grad_checkpointing: bool = setting(False, "save memory: a block's inner values are computed again, not kept")
@@ -180,13 +184,13 @@ class RunSettings:
     init_from: str | None = setting(None, "a checkpoint whose weights to start from (fine-tuning)", is_path=True)
     save_every_n_epochs: int | None = setting(None, "keep ViT_model_{epoch}.pt that often", low=1)
     save_every_n_steps: int | None = setting(None, "write last.pt within an epoch that often", low=1)
-    log_backend: str = setting("none", "curves to", choices=("tensorboard", "wandb", "both", "none"))
+    log_backend: str = setting("none", "where curves are logged", choices=("tensorboard", "wandb", "both", "none"))
     log_every_n_steps: int = setting(50, "how often a step is logged; 0: epochs alone", low=0)
     project_name: str = setting("vit-small-images", "the project at Weights & Biases")
     overwrite: bool = setting(False, "write over a run of the same name instead of calling this one NAME-2")
     visualizers: tuple[str, ...] = setting(
         (),
-        "pictures of fixed images while the model learns; hooks is hidden",
+        "pictures of fixed images while the model learns (hooks: the older name of hidden)",
         choices=("token_attn_maps", "cls_heatmap", "hidden", "hooks", "cls_dim_reduction"),
     )
     visualize_every_n_epochs: int = setting(10, "how often, and after the last epoch", low=1)
