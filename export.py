@@ -3,8 +3,8 @@
 python export.py model/NAME COPY.pt                    # without what only --resume needs; --half: 16-bit weights
 python export.py model/NAME NAME.safetensors           # the same; --model_path reads it
 python export.py model/NAME NAME.onnx                  # for onnxruntime: uint8 images in, logits out
-python export.py model/NAME NAME.onnx --attention      # and the attention, N x L x H x N x N
-python export.py model/NAME NAME.onnx --int8           # weights of 8 bits; measures its accuracy
+python export.py model/NAME NAME.onnx --attention      # and the attention, B x L x H x N x N
+python export.py model/NAME NAME.onnx --int8           # weights of 8 bits; NAME.json says what that costs
 python export.py model/NAME NAME.pt2                   # for torch.export.load
 
 docs/export.md says how each is read.

@@ -25,7 +25,7 @@ OPSET = 20  # of ONNX: the first one with GELU; onnxruntime reads it from 1.17 o
 
 
 class Program(nn.Module):
-    """Pixels in, logits out: uint8 N x C x S x S in 0..255 -> N x classes, and with `attention` also N x L x H x N x N.
+    """Pixels in, logits out: uint8 B x C x S x S in 0..255 -> B x classes, and with `attention` also B x L x H x N x N.
 
     Scaling to 0..1 and normalisation are part of it. Raises UserError if a model without attention is to return it.
     """
