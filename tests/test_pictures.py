@@ -3,9 +3,11 @@
 import imageio.v3 as iio
 import numpy as np
 import pytest
-from PIL import Image
+from matplotlib import font_manager
+from matplotlib.figure import Figure
+from PIL import Image, ImageFont
 
-from vitlab.pictures import canvas, figures
+from vitlab.pictures import canvas, figures, fonts
 from vitlab.pictures.tiles import (
     HIDDEN,
     TIMES_UNIFORM,
@@ -153,6 +155,27 @@ def test_curves_skip_what_was_not_measured(tmp_path):
     history = [{"epoch": i, "train_loss": 1 / i, "val_loss": None} for i in (1, 2, 3)]
     path = figures.plot_curve(history, "loss", tmp_path / "loss.png", test=0.5, best_epoch=2)
     assert Image.open(path).size == (840, 540)  # 7 x 4.5 inches at 120 dots
+
+
+def test_names_of_any_script_are_written(monkeypatch, capsys):
+    """A letter that a font lacks is a box, so that words of equally many letters would look the same."""
+    red = np.full((20, 20, 3), 255, dtype=np.uint8)
+    assert not np.array_equal(*(sheet([[(name, red)]], title="") for name in ("кот", "дом")))
+    assert not np.array_equal(*(sheet([[(name, red)]], title="") for name in ("Löwe", "Läwe")))
+    assert fonts.image_font(12, "cat").getname() == ImageFont.load_default(12).getname()
+
+    plain = frozenset(range(32, 127))
+    mono = next(font for font in font_manager.fontManager.ttflist if font.name == "DejaVu Sans Mono")
+    monkeypatch.setattr(fonts, "letters_of", lambda path: plain | ({ord("猫")} if path == mono.fname else set()))
+    fonts.font_with.cache_clear()
+    figure = Figure()
+    figure.subplots().set_xticks([0, 1], ["a", "猫"])
+    canvas.choose_fonts(figure)
+    assert figure.axes[0].get_xticklabels()[1].get_fontfamily() == ["DejaVu Sans", "DejaVu Sans Mono"]
+    assert fonts.image_font(12, "猫").getname()[0] == "DejaVu Sans Mono" and not capsys.readouterr().err
+    assert fonts.families("a猫 \u0e41") == ["DejaVu Sans", "DejaVu Sans Mono"]
+    assert capsys.readouterr().err.count("no installed font can write \u0e41") == 1
+    fonts.font_with.cache_clear()
 
 
 def test_a_dollar_in_a_name_is_no_formula(tmp_path):

@@ -9,9 +9,11 @@ import imageio.v3 as iio
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from vitlab.files import replacing
+from vitlab.pictures.fonts import families
 
 # Of Okabe and Ito, distinguishable to all (grey and brown added); markers tell apart what colours repeat
 COLOURS = "#0072B2 #E69F00 #009E73 #D55E00 #CC79A7 #56B4E9 #F0E442 #000000 #999999 #7A3E00".split()
@@ -26,9 +28,20 @@ def style(i: int) -> dict[str, str]:
 
 def save_figure(figure: Figure, path: str | Path) -> str | Path:
     """Write a matplotlib figure as PNG at 120 dots per inch; returns the path."""
+    choose_fonts(figure)
     with replacing(path) as part:
         figure.savefig(part, format="png", dpi=120)
     return path
+
+
+def choose_fonts(figure: Figure) -> None:
+    """Give the texts of a figure fonts that have their letters."""
+    for axes in figure.axes:
+        axes.get_xticklabels(), axes.get_yticklabels()  # which makes them
+    texts = figure.findobj(Text)
+    names = families(" ".join(text.get_text() for text in texts))
+    for text in texts:
+        text.set_fontfamily(names)
 
 
 def save_image(image: Image.Image, path: str | Path) -> str | Path:

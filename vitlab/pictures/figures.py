@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from vitlab.pictures.canvas import COLOURS, save_figure, save_image, style
+from vitlab.pictures.canvas import COLOURS, choose_fonts, save_figure, save_image, style
 from vitlab.pictures.tiles import TIMES_MEAN, TIMES_UNIFORM, enlarge, sheet, side_by_side, tile_side
 
 MANY_CLASSES = 20  # with more, names are written smaller and there is no legend
@@ -75,6 +75,7 @@ def training_frames(history: Sequence[Mapping], *, title: str, most: int = 40) -
         label_axes(axes, metric)
         axes.legend(loc="upper right" if metric == "loss" else "lower right", fontsize=8)
     heading = figure.suptitle(f"{title}: epoch {epochs[-1]}", fontsize=10)
+    choose_fonts(figure)
     canvas.draw()  # with every value, so that the axes fit all of them; from here on they stay as they are
     figure.set_layout_engine("none")
     for axes in panels:

@@ -12,6 +12,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
 
+from vitlab.pictures.fonts import image_font
+
 Tile = tuple[str, np.ndarray]
 
 # Lightness rises from one end to the other, so that the order survives a grey print and colour blindness
@@ -129,7 +131,8 @@ def sheet(
     rows: Sequence[Sequence[Tile]], *, title: str, note: str = "", scale: Scale | None = TIMES_UNIFORM
 ) -> Image.Image:
     """Arrange rows of tiles under a title, and above a note and the colours of the scale (None: of no scale)."""
-    large, small = ImageFont.load_default(15), ImageFont.load_default(12)
+    words = " ".join([title, note, *(caption for row in rows for caption, _ in row)])
+    large, small = image_font(15, words), image_font(12, words)
     column_width = max(max(pixels.shape[1], text_size(caption, small)[0]) for row in rows for caption, pixels in row)
     heights = [max(len(pixels) + LINE_HEIGHT * (1 + caption.count("\n")) for caption, pixels in row) for row in rows]
     legend = legend_of(scale, small) if scale else Image.new("RGB", (0, 0))
