@@ -53,6 +53,8 @@ def main():
     from vitlab.checkpoint import load_checkpoint, publish  # torch takes seconds to import, and --help does not need it
 
     if suffix in (".pt", ".safetensors"):
+        if expected.keys() - {"data_path"}:
+            load_checkpoint(args.source, **expected)  # which says what contradicts the file
         publish(args.source, args.target, half=args.half)
     else:
         from vitlab.export.program import write_onnx, write_pt2

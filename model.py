@@ -166,7 +166,7 @@ class DropPath(nn.Dropout):
         if not self.training or self.p == 0:
             return x
         keep = torch.empty(len(x), 1, 1, dtype=x.dtype, device=x.device).bernoulli_(1 - self.p)
-        return x * keep.div_(1 - self.p)
+        return x * keep.div_(1 - self.p or 1)
 
 
 class Block(nn.Module):
@@ -342,7 +342,7 @@ def main():
         parser.error(error)
     with torch.no_grad(), FlopCounterMode(display=False) as flops:
         model(torch.zeros(1, model.in_chans, model.img_size, model.img_size), return_attention=True)
-    size = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    size = sum(parameter.numel() for parameter in model.parameters())
     print(f"{model}\n\n{size:,} parameters, {flops.get_total_flops() / 1e6:.1f} MFLOPs an image, forward")
 
 

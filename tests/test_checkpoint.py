@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,21 @@ def test_predict_is_the_model_on_the_normalised_image(tmp_path):
     assert sum(share for _, share in found.predict(image, top=99)) == pytest.approx(1)
 
 
+def test_a_picture_is_what_its_file_is(tmp_path):
+    save_small(tmp_path / "best.pt")
+    found = load_checkpoint(tmp_path / "best.pt")
+    noise = Image.effect_noise((24, 16), 80).convert("RGB")
+    noise.putpixel((12, 8), (9, 99, 199))
+    turn = Image.Exif()
+    turn[0x0112] = 6  # the camera was held upright
+    noise.save(tmp_path / "turned.png", exif=turn)
+    noise.save(tmp_path / "clear.png", transparency=(9, 99, 199))
+    for name in ("turned.png", "clear.png"):
+        with Image.open(tmp_path / name) as image:
+            assert torch.equal(found.batch(image), found.batch(tmp_path / name))
+            assert image.size == (24, 16) and not torch.equal(found.batch(image), found.batch(noise))
+
+
 def test_a_published_copy_is_small_and_says_the_same(tmp_path):
     model = save_small(tmp_path / "a.pt", stem="conv")
     contents = read_checkpoint(tmp_path / "a.pt")
@@ -81,11 +97,13 @@ def test_a_published_copy_is_small_and_says_the_same(tmp_path):
 
 def test_export_refuses_in_one_line(tmp_path):
     torch.save(VisionTransformer(depth=1).state_dict(), tmp_path / "theirs.pt")
+    save_small(tmp_path / "ours.pt")
     for argv, words in (
         ([tmp_path / "no.pt", tmp_path / "b.pt"], ["no.pt does not exist"]),
         ([tmp_path / "theirs.pt", tmp_path / "b.pt"], ["theirs.pt is not a checkpoint of this repository"]),
         ([tmp_path / "theirs.pt"], ["target"]),
         (["a", "b", "--quarter"], ["--quarter"]),
+        ([tmp_path / "ours.pt", tmp_path / "b.pt", "--n_layers", "9"], ["--n_layers 9", "has 2"]),
     ):
         assert_refused(run("export.py", *argv), *words)
     assert not (tmp_path / "b.pt").exists()
@@ -317,12 +335,19 @@ def test_what_a_foreign_file_does_not_say_can_be_said(tmp_path):
     assert found.classes == ("ape", "bee", "cow") and torch.allclose(found.model(images), expected)
     for wrong, words in (
         (dict(mean=[0.5]), "--mean and --std.*3 values"),
+        (dict(std=[0.5]), "--mean and --std.*3 values"),
+        (dict(mean=[123.7, 116.3, 103.5]), "--mean 123.7: must be at most 1"),
+        (dict(std=[0, 0, 0]), "--std 0.0: must be above 0"),
+        (dict(n_heads=3), "'n_heads' is unknown; did you mean num_heads"),
         (dict(std=None), "needs both"),
         (dict(classes=["a", "b"]), "--classes has 2 classes, .* has 3"),
         (dict(dataset="folder", data_path=tmp_path / "data", classes=["bee", "ape", "cat"]), "must be the same"),
     ):
         with pytest.raises(UserError, match=words):
             load_checkpoint(tmp_path / "theirs.pt", **{**known, **wrong})
+    torch.save(timms(in_chans=4).state_dict(), tmp_path / "infrared.pt")
+    with pytest.raises(UserError, match="images of 4 channels; train.py --init_from"):
+        load_checkpoint(tmp_path / "infrared.pt", num_heads=3, pool="cls")
     save_small(tmp_path / "ours.pt")
     with pytest.raises(UserError, match=r"--mean .*0.4"):
         load_checkpoint(tmp_path / "ours.pt", mean=[0.5] * 3, std=[0.2] * 3)
@@ -395,6 +420,25 @@ class Evil:
         return os.system, ("touch ran",)
 
 
+class Pointers:
+    """An array of objects of numpy whose eight bytes would be taken for the address of one."""
+
+    def __reduce__(self):
+        return np.ndarray, ((1,), "O", b"A" * 8)
+
+
+class Inside:
+    def __reduce__(self):
+        return OrderedDict, (Pointers(),)
+
+
+@pytest.mark.parametrize("beside", [Pointers, Inside])
+def test_no_byte_beside_the_weights_becomes_an_object(tmp_path, beside):
+    torch.save({"model": VisionTransformer(depth=1).state_dict(), "best": beside()}, tmp_path / "bad.pt")
+    done = run("test.py", "--model_path", tmp_path / "bad.pt", "--image_path", "no.png", cwd=tmp_path)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr  # and not killed by the kernel
+
+
 def test_bad_checkpoints_are_refused(tmp_path):
     save_small(tmp_path / "whole.pt")
     blob = (tmp_path / "whole.pt").read_bytes()
@@ -406,6 +450,7 @@ def test_bad_checkpoints_are_refused(tmp_path):
     torch.save(Evil(), tmp_path / "evil.pt")
     (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Evil()))
     torch.save([1, 2], tmp_path / "list.pt")
+    torch.jit.script(nn.Linear(2, 2)).save(tmp_path / "script.pt")
     state = scramble(Teaching()).state_dict()
     del state["encoder.1.fc2.bias"]
     torch.save(state, tmp_path / "lacking.pt")
@@ -419,6 +464,7 @@ def test_bad_checkpoints_are_refused(tmp_path):
         ("evil.pt", "refused and was not run"),
         ("evil.pkl", "refused and was not run"),
         ("list.pt", "list"),
+        ("script.pt", "a TorchScript program, which is not run; where you trust it, save its state dict"),
         ("lacking.pt", "encoder.1.fc2.bias"),
     ):
         with pytest.raises(UserError) as caught:

@@ -31,9 +31,9 @@ def test_defaults_are_the_documented_ones():
 
 def test_both_spellings_are_one_setting():
     old = (
-        "--image_size 48 --n_channels 1 --n_classes 12 --n_layers 2 --n_attention_heads 8 --forward_mul 3 --dropout 0.2"
+        "--image_size 48 --n_channels 1 --n_classes 10 --n_layers 2 --n_attention_heads 8 --forward_mul 3 --dropout 0.2"
     )
-    new = "--img_size 48 --in_chans 1 --num_classes 12 --depth 2 --num_heads 8 --mlp_ratio 3 --drop_rate 0.2"
+    new = "--img_size 48 --in_chans 1 --num_classes 10 --depth 2 --num_heads 8 --mlp_ratio 3 --drop_rate 0.2"
     assert TrainConfig.from_args(old.split()) == TrainConfig.from_args(new.split())
     for spelling in ("-lr", "--lr", "--learning-rate"):
         assert TrainConfig.from_args([spelling, "0.01"]).learning_rate == 0.01
@@ -91,6 +91,7 @@ def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
         ("--min_lr 1", ["--min_lr 1", "--learning_rate"]),
         ("--dataset mnits", ["mnits", "cifar10, cifar100, digits, mnist"]),
         ("--n_classes 5", ["--n_classes 5", "10"]),
+        ("--n_classes 12", ["--n_classes 12", "10"]),
         ("--n_channels 2", ["--n_channels 2", "1, 3"]),
         ("--pool max", ["--pool", "max", "cls, mean"]),
         ("--amp fp8", ["--amp", "fp8", "bf16"]),

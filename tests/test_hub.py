@@ -99,7 +99,7 @@ def test_a_set_that_was_saved_to_disk_is_read(tmp_path):
     assert torch.equal(first.train.images, second.train.images) and second.classes == tuple(NAMES)
 
 
-@pytest.mark.parametrize("labels", [["dog", "cat", "eel"] * 5, [10, 2, 3] * 5])
+@pytest.mark.parametrize("labels", [["dog", "cat", "eel"] * 5, [10, 2, 3] * 5, [10, 2, 3] * 4 + [-1, 2, 3]])
 def test_labels_without_names_and_images_without_a_type(tmp_path, labels):
     pixels = draw(15)
     plain = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}

@@ -145,6 +145,19 @@ def test_timms_folder_says_its_pooling_and_normalisation(tmp_path, size, patch):
     shape = dict(img_size=size, patch_size=patch, embed_dim=48, depth=2, num_heads=4, num_classes=5, global_pool="avg")
     theirs = scramble(timm.create_model("vit_tiny_patch16_224", **shape, init_values=0.1, no_embed_class=True))
     timm.models.save_for_hf(theirs, tmp_path / "hub", safe_serialization=True, model_args=dict(num_heads=4))
+    config = json.loads((tmp_path / "hub/config.json").read_text())
+    for names in (list("abcde"), {str(4 - i): name for i, name in enumerate("edcba")}):
+        (tmp_path / "hub/config.json").write_text(json.dumps({**config, "label_names": names}))
+        assert load_checkpoint(tmp_path / "hub").classes == tuple("abcde")
+    (tmp_path / "hub/config.json").write_text(json.dumps({**config, "label_names": {"1": "cat"}}))
+    with pytest.raises(UserError, match="has not the numbers 0 to 0"):
+        load_checkpoint(tmp_path / "hub")
+    for name in "vwxyz":
+        (tmp_path / "data" / name).mkdir(parents=True)
+    (tmp_path / "hub/config.json").write_text(json.dumps({**config, "label_names": list("abcde")}))
+    with pytest.raises(UserError, match=r"v, w, x, y, z, .* by its config.json \(--classes names them otherwise\)"):
+        load_checkpoint(tmp_path / "hub", dataset="folder", data_path=tmp_path / "data")
+    (tmp_path / "hub/config.json").write_text(json.dumps(config))
     found = load_checkpoint(tmp_path / "hub")
     assert largest_difference(found.model, theirs, size) < 1e-4
     assert found.config.pool == "mean" and found.mean == found.std == (0.5,) * 3

@@ -21,7 +21,7 @@ from torch import nn
 from vitlab.catalog import ARGUMENTS, AT_DATA_PATH, DATASETS, channel_statistics, describe
 from vitlab.cli import UserError
 from vitlab.config import SETTINGS, TrainConfig, flag, read_settings
-from vitlab.datasets.images import open_image, to_batch
+from vitlab.datasets.images import open_image, to_batch, turned
 from vitlab.hardware import float32_as, send
 from vitlab.models import foreign_weights
 from vitlab.models.registry import MODELS
@@ -143,7 +143,7 @@ class Checkpoint:
     def batch(self, image: Picture) -> torch.Tensor:
         """An image as the model takes it: normalised floats, 1 x in_chans x img_size x img_size, on its device."""
         model = self.model
-        image = image if isinstance(image, Image.Image) else open_image(image)
+        image = turned(image) if isinstance(image, Image.Image) else open_image(image)
         sizes = dict(img_size=model.img_size, in_chans=model.in_chans, crop_pct=self.crop_pct)
         images = to_batch(image, **sizes, mean=self.mean, std=self.std)
         return send(images, next(model.parameters()).device)
@@ -194,7 +194,9 @@ def load_checkpoint(
     contents = read_checkpoint(path)
     if not isinstance(contents, dict):
         raise UserError(f"{path} holds a {type(contents).__name__}, not a state dict; save model.state_dict()")
-    about = {name: tuple(value) for name, value in dict(classes=classes, mean=mean, std=std).items() if value}
+    model_args = read_settings(model_args)
+    about = read_settings({name: tuple(value) for name, value in dict(mean=mean, std=std).items() if value})
+    about |= {"classes": tuple(classes)} if classes else {}
     about |= {"dataset": dataset} if dataset else {}
     if is_ours(contents):
         checkpoint = _from_ours(path, contents)
@@ -255,14 +257,18 @@ def _from_foreign(path: Path, contents: dict, about: dict, data_path: str | Path
     arguments = {**{name: value for name, value in given.items() if name != "model"}, **arguments, **untold}
     dataset, channels = about.get("dataset"), arguments["in_chans"]
     mean, std = ({**theirs.normalisation, **about}.get(name) for name in ("mean", "std"))
-    if (mean is None) != (std is None) or ("mean" in about and len(mean) != channels):
+    if channels not in (1, 3):
+        raise UserError(f"{path} takes images of {channels} channels; train.py --init_from {path} adapts it to 1 or 3")
+    lengths = {len(about[name]) for name in ("mean", "std") if name in about}
+    if (mean is None) != (std is None) or lengths - {channels}:
         raise UserError(f"--mean and --std: {path} needs both, with {channels} values each")
     if mean is None:
         notes.append(
             "the file does not say how images were normalised: taken to be (image - 0.5) / 0.5; --mean and --std set it"
         )
+    origin = "--classes" if "classes" in about else "its config.json (--classes names them otherwise)"
     named = about.get("classes", facts.get("classes"))
-    classes = _name_classes(path, dataset, data_path, named, arguments["num_classes"])
+    classes = _name_classes(path, dataset, data_path, named, origin, arguments["num_classes"])
     if named:
         state = foreign_weights.reorder_outputs(state, [named.index(name) for name in classes])
     elif dataset in AT_DATA_PATH:
@@ -282,18 +288,24 @@ def _from_foreign(path: Path, contents: dict, about: dict, data_path: str | Path
 
 
 def _name_classes(
-    path: Path, dataset: str | None, data_path: str | Path, classes: tuple[str, ...] | None, num_classes: int
+    path: Path,
+    dataset: str | None,
+    data_path: str | Path,
+    classes: tuple[str, ...] | None,
+    origin: str,
+    num_classes: int,
 ) -> tuple[str, ...]:
-    """The classes of a foreign file: those given, otherwise a data set's, otherwise "0", "1", ...; UserError if they
-    are not as many as the model's outputs, or if the data set has others (they may be in another order)."""
+    """The classes of a foreign file: those that `origin` tells, otherwise a data set's, otherwise "0", "1", ...;
+    UserError if they are not as many as the model's outputs, or if the data set has others (they may be in another
+    order)."""
     if dataset is not None and dataset not in DATASETS:
         raise UserError(f"--dataset {dataset!r} is unknown; choose {', '.join(DATASETS)}")
     of_data = describe(dataset, data_path).classes if dataset else None
-    for origin, names in (("--classes", classes), (f"--dataset {dataset}", of_data)):
+    for source, names in ((origin, classes), (f"--dataset {dataset}", of_data)):
         if names and len(names) != num_classes:
-            raise UserError(f"{origin} has {len(names)} classes, {path} has {num_classes}")
+            raise UserError(f"{source} has {len(names)} classes, {path} has {num_classes}")
     if classes and of_data:
-        check_classes(f"--dataset {dataset}", sorted(of_data), f"{path} by --classes", sorted(classes))
+        check_classes(f"--dataset {dataset}", sorted(of_data), f"{path} by {origin}", sorted(classes))
     return of_data or classes or tuple(str(i) for i in range(num_classes))
 
 

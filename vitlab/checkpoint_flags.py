@@ -29,7 +29,10 @@ def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
     )
     for name, what in (("mean", "mean"), ("std", "standard deviation")):
         parser.add_argument(
-            f"--{name}", type=float, nargs="+", help=f"of a foreign file: {what} of each channel, for images in 0..1"
+            f"--{name}",
+            type=SETTINGS[name].convert_one,
+            nargs="+",
+            help=f"of a foreign file: {what} of each channel, for images in 0..1",
         )
 
 

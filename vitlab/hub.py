@@ -21,6 +21,7 @@ from vitlab.cli import UserError
 from vitlab.layout import split_of
 
 OPTIONS = ("config", "image", "label")
+UNLABELLED = (None, -1)  # in place of a label
 LABEL_COLUMNS = ("label", "labels", "class", "target")  # taken for the labels where no column is of the type ClassLabel
 
 
@@ -92,7 +93,7 @@ def open_hub(data_path: str) -> HubSet:
     label = pick(features, source, "label", options.get("label"), label_columns(features))
     classes = tuple(getattr(features[label], "names", ()) or ())
     if not classes:
-        values = {str(value) for value in tables["train"].select_columns([label])[:][label] if value is not None}
+        values = {str(value) for value in tables["train"].select_columns([label])[:][label] if value not in UNLABELLED}
         classes = tuple(sorted(values, key=lambda text: (len(text), text) if text.isdecimal() else (0, text)))
     if len(classes) < 2:
         raise UserError(f"--data_path {source}: the column {label!r} has fewer than two classes; choose another")
@@ -194,6 +195,6 @@ def read_labels(table: Any, column: str, classes: Sequence[str]) -> list[int | s
     """Of each row the index of its class; None if it has no label (None or -1), the text of a class that is unknown."""
     values = table.select_columns([column])[:][column]
     if hasattr(table.features[column], "names"):
-        return [value if value is not None and value >= 0 else None for value in values]
+        return [None if value in UNLABELLED else value for value in values]
     index = {name: label for label, name in enumerate(classes)}
-    return [None if value is None else index.get(str(value), str(value)) for value in values]
+    return [None if value in UNLABELLED else index.get(str(value), str(value)) for value in values]

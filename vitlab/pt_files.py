@@ -1,6 +1,5 @@
 """Files of weights: .pt, read with weights_only=True, so that nothing in them is run, and .safetensors."""
 
-import argparse
 import json
 import os
 import pickle
@@ -11,7 +10,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from vitlab.cli import UserError
@@ -19,14 +17,25 @@ from vitlab.files import replacing
 
 ROOT = Path(__file__).resolve().parent.parent  # of the repository
 
-_SCALAR, _ARRAY = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]  # what rebuilds numpy's values
+
+class Dropped:
+    """What stands for an object whose value nobody reads. A file's bytes never reach numpy, which trusts them."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
 HARMLESS = [  # what training scripts keep beside the weights, and torch does not know
-    argparse.Namespace,
-    np.ndarray,
-    np.dtype,
-    *{type(np.dtype(code)) for code in np.typecodes["All"] if code != "O"},
-    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-    *((_ARRAY, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    (Dropped, name)
+    for name in (
+        "argparse.Namespace",
+        "numpy.ndarray",
+        "numpy.dtype",
+        *(f"numpy.{core}.multiarray.{make}" for core in ("core", "_core") for make in ("scalar", "_reconstruct")),
+    )
 ]
 FORMAT = "vit-small-images"  # the key by which our files are known, and under which they keep their facts
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # of a model's folder as transformers and timm save it
@@ -80,7 +89,8 @@ def read_pt(path: Path, *, lazily: bool) -> Any:
     """What a .pt file holds. Raises UserError if it is damaged or holds code."""
     try:
         with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")  # what follows is said in a line
+            for words in ("Detected pickle protocol", ".* TorchScript archive"):  # what follows is said in a line
+                warnings.filterwarnings("ignore", message=words)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=lazily and zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         name = re.search(r"GLOBAL (\S+)", str(error))
@@ -92,6 +102,11 @@ def read_pt(path: Path, *, lazily: bool) -> Any:
         raise UserError(f"{path} is not a complete checkpoint; copy it again, or give another") from None
     except (RuntimeError, OSError, ValueError) as error:
         reason = str(error).split("\n")[0]
+        if "TorchScript" in reason:
+            remedy = (
+                "where you trust it, save its state dict: torch.save(torch.jit.load(...).state_dict(), 'weights.pt')"
+            )
+            raise UserError(f"{path} is a TorchScript program, which is not run; {remedy}") from None
         raise UserError(f"{path} is not a complete checkpoint ({reason}); copy it again") from None
 
 

@@ -164,7 +164,7 @@ def read_yaml(path: str | Path) -> dict:
 
 def check_settings(config: Any, classes: Sequence[str]) -> None:
     """Raise UserError if settings of a complete TrainConfig do not go together, or not with its data set's classes."""
-    if config.num_classes < len(classes):
+    if config.num_classes != len(classes):
         raise UserError(f"--n_classes {config.num_classes}: {config.dataset} has {len(classes)}; leave the flag out")
     if (config.mean or config.std) and not len(config.mean) == len(config.std) == config.in_chans:
         raise UserError(f"--mean and --std: give both, with {config.in_chans} values each")

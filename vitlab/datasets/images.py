@@ -96,6 +96,11 @@ def upright(image: Image.Image) -> Image.Image:
     return to_rgb(image)
 
 
+def turned(image: Image.Image) -> Image.Image:
+    """The same of an image that somebody else holds, which stays as it is: a copy, upright and RGB."""
+    return to_rgb(ImageOps.exif_transpose(image))
+
+
 class ImageSource(Protocol):
     """An image that is no file of its own, but a row of a table or a part of a tar file. str() says where it is."""
 
@@ -210,14 +215,16 @@ def normalise(
 
 
 def resize(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Scale float images B x C x H x W to size x size: bilinear, antialiased.
+    """Scale float images B x C x H x W, in 0..1, to size x size: bicubic, antialiased, as `square` does to files
+    (which Pillow rounds after each axis).
 
     torchvision's resize gives the same pixels, but for one image or one channel another memory layout, and
     with it other last bits in the convolution that follows.
     """
     if images.shape[-2:] == (size, size):
         return images
-    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+    scaled = F.interpolate(images, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
+    return scaled.clamp_(0, 1)  # beside an edge it overshoots
 
 
 def as_channels(images: torch.Tensor, in_chans: int) -> torch.Tensor:

@@ -58,6 +58,7 @@ def facts(checkpoint: Checkpoint) -> dict:
         "input": {"name": "images", "dtype": "uint8", "shape": ["N", model.in_chans, model.img_size, model.img_size]},
         "mean": list(checkpoint.mean),
         "std": list(checkpoint.std),
+        "crop_pct": checkpoint.crop_pct,
     }
 
 

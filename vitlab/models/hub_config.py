@@ -57,10 +57,22 @@ def read_timm(config: dict, preprocessor: dict, path: str | Path) -> dict:
     return {
         "num_heads": arguments.get("num_heads"),
         "pool": POOLS.get(pool),
-        "classes": distinct(about.get("label_names") or ()),
+        "classes": distinct(label_names(config, about)),
         "mean": tuple(about.get("mean", ())),
         "std": tuple(about.get("std", ())),
     }
+
+
+def label_names(config: dict, about: dict) -> Sequence[str]:
+    """The names of a timm model's classes: its writer puts them at the top, as a list, or by number if it is a dict.
+    Raises ValueError if numbers are missing."""
+    names = config.get("label_names") or about.get("label_names") or ()
+    if not isinstance(names, dict):
+        return names
+    numbered = {int(number): name for number, name in names.items()}
+    if sorted(numbered) != list(range(len(numbered))):
+        raise ValueError(f"label_names has not the numbers 0 to {len(numbered) - 1}")
+    return [numbered[i] for i in range(len(numbered))]
 
 
 def distinct(names: Sequence[str]) -> tuple[str, ...]:
