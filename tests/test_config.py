@@ -137,6 +137,13 @@ def test_bad_yaml_is_refused_in_one_line(tmp_path, text, words):
         assert word in str(caught.value)
 
 
+def test_what_a_file_switches_on_a_flag_switches_off(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("compile: true\namp: off\n")  # off is false in YAML
+    config = TrainConfig.from_args(["--config", str(file), "--no-compile"])
+    assert not config.compile and config.amp == "off"
+
+
 def test_help_groups_the_flags_and_explains_each(capsys):
     with pytest.raises(SystemExit) as done:
         TrainConfig.from_args(["--help"])

@@ -335,6 +335,7 @@ def test_the_normalisation_of_the_source_is_used_and_stored(tmp_path, capsys):
     tuned = load_checkpoint(tmp_path / "model/vit-layer2-16-digits")
     assert tuned.mean == IMAGENET["mean"] and tuned.std == IMAGENET["std"]
     assert tuned.config.pool == "cls" and "does not say" not in done.stdout
+    assert_refused(run("train.py", *flags, "--mean", 0.5, cwd=tmp_path), "--mean and --std: give both, with 3 values")
 
     given = dict(dataset="digits", num_heads=3)
     for more, mean in ((dict(in_chans=1), (0.449,)), (dict(mean=(0.1,) * 3, std=(0.2,) * 3), (0.1,) * 3)):

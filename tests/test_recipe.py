@@ -273,6 +273,8 @@ def test_warmup_in_steps():
     assert config.warmup_epochs == 0
     rates = [*map(warmup_cosine(config, steps_per_epoch=50), range(500))]
     assert rates.index(max(rates)) == 30 and rates[-1] == pytest.approx(1e-5)
+    config.grad_accum_steps = 4
+    assert [*map(warmup_cosine(config, steps_per_epoch=50), range(500))].index(1e-3) == 120
 
 
 def test_early_stopping_waits_its_epochs(tmp_path):
@@ -448,6 +450,7 @@ def test_a_missing_logger_is_named_before_any_work(monkeypatch):
         (["--init_from", "nowhere.pt"], ["nowhere.pt"]),
         (["--init_from", "a.pt", "--resume", "b.pt"], ["--init_from", "--resume"]),
         (["--ema_decay", 1], ["--ema_decay 1"]),
+        (["--fsdp", "--compile"], ["--compile", "--fsdp"]),
         (["--mix_prob", 2], ["--mix_prob 2"]),
     ],
 )

@@ -20,6 +20,7 @@ from vitlab.cli import UserError
 from vitlab.config import TrainConfig
 from vitlab.datasets.splits import load_data
 from vitlab.models.registry import build_model
+from vitlab.training.epoch import batches_from
 from vitlab.training.loop import fit
 from vitlab.training.optimizers import make_optimizers, warmup_cosine
 from vitlab.training.state import Run
@@ -239,6 +240,61 @@ def test_classes_agree_by_name(tmp_path):
     config = TrainConfig.create(read_checkpoint(tmp_path / last)["config"], paths)
     with pytest.raises(UserError, match="apple.*last.pt was trained on"):
         fit(build_model(config), load_data(config), config)
+
+
+def test_images_that_were_trained_on_stay_training_images(tmp_path):
+    """A longer folder is cut into other splits, so that a resumed run would be tested on what it had learned."""
+    flags = ["--dataset", "folder", "--image_size", 8, "--embed_dim", 16, "--depth", 1]
+
+    def train(data, *more):
+        return run("train.py", *flags, "--data_path", data, *more, cwd=tmp_path)
+
+    def add(first, last):
+        for shade, name in ((30, "apple"), (220, "banana")):
+            for i in range(first, last):
+                (tmp_path / "fruit" / name).mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (8, 8), (shade, i, i)).save(tmp_path / "fruit" / name / f"{i}.png")
+
+    add(0, 15)
+    assert train("fruit", "--epochs", 1).returncode == 0
+    shutil.copytree(tmp_path / "fruit", tmp_path / "moved")
+    add(15, 30)
+    last = (tmp_path / "model/vit-layer1-8-folder/last.pt").read_bytes()
+    done = train("fruit", "--epochs", 2, "--resume", "auto")
+    assert_refused(done, "last.pt: its train images were others (22 images", "start anew without --resume")
+    assert (tmp_path / "model/vit-layer1-8-folder/last.pt").read_bytes() == last
+    done = train("moved", "--epochs", 2, "--resume", "model/vit-layer1-8-folder")
+    assert done.returncode == 0 and "going on after 1 epochs" in done.stdout, done.stderr
+
+
+def test_where_nothing_is_left_to_train_no_other_weights_are_tested(tmp_path):
+    flags = [*TINY, "--save_every_n_epochs", 1, "--val_split", 0]
+    assert run("train.py", *flags, "--epochs", 2, cwd=tmp_path).returncode == 0
+    first, report = "model/vit-layer1-8-digits/ViT_model_001.pt", tmp_path / "output/vit-layer1-8-digits/report.json"
+    before = report.read_bytes()
+    done = run("train.py", "--resume", first, "--epochs", 1, cwd=tmp_path)
+    assert_refused(done, first, "no epoch is left from there", "--epochs")
+    assert report.read_bytes() == before
+
+
+def test_the_order_of_a_loader_of_ones_own_is_that_of_its_epoch():
+    """Whatever has been drawn before: so do all processes, and a run that goes on, see the same batches."""
+    loader = torch.utils.data.DataLoader(torch.arange(16), batch_size=4, shuffle=True)
+
+    def batches(epoch, start=0, draws=0):
+        torch.manual_seed(draws)
+        found = [share.images.tolist() for share in batches_from(pairs, 0, epoch, start, 0)]
+        torch.manual_seed(draws)
+        return found
+
+    class Pairs:
+        def __iter__(self):
+            return ((images, images) for images in loader)
+
+    pairs = Pairs()
+    assert batches(3, draws=1) == batches(3, draws=2) != batches(4)
+    assert batches(3, start=2, draws=5) == batches(3)[2:]
+    assert sorted(sum(batches(3), [])) == list(range(16))
 
 
 def test_resume_auto_begins_anew_where_there_is_nothing(tmp_path):

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import re
+import shutil
 import tarfile
 
 import numpy as np
@@ -186,6 +187,18 @@ def test_each_image_once_an_epoch(shards, num_workers):
     assert sorted(itertools.chain(*first)) == sorted(itertools.chain(*second)) == list(range(N))
     assert first != second
     assert first == epoch(load(shards, num_workers=num_workers).train)
+
+
+def test_a_folder_whose_name_looks_like_a_protocol(shards, tmp_path, monkeypatch):
+    """As the letter of a drive does on Windows."""
+    shutil.copytree(shards, tmp_path / "c:" / "shards")
+    monkeypatch.chdir(tmp_path)
+    assert epoch(load("c:/shards").train) == epoch(load(shards).train)
+
+
+def test_a_split_that_is_cut_off_is_told(shards):
+    sets = load(f"{shards}/train-*.tar", ("train", "test"))
+    assert len(sets.train.labels) == N - N // 5 and any("the test split is a fifth" in note for note in sets.notes)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -126,7 +126,7 @@ class RecipeSettings:
     warmup_epochs: float | None = setting(
         None, "linear warmup, 0 or a fraction too (default: a tenth of the epochs, at most 10)", low=0
     )
-    warmup_steps: int | None = setting(None, "linear warmup in steps, instead of epochs", low=0)
+    warmup_steps: int | None = setting(None, "linear warmup in optimiser steps, instead of epochs", low=0)
     weight_decay: float = setting(0.05, "not on norms, biases, tokens and positions", low=0, high=100)
     optimizer: str = setting(
         "adamw",
@@ -183,9 +183,9 @@ class RunSettings:
     )
     init_from: str | None = setting(None, "a checkpoint whose weights to start from (fine-tuning)", is_path=True)
     save_every_n_epochs: int | None = setting(None, "keep ViT_model_{epoch}.pt that often", low=1)
-    save_every_n_steps: int | None = setting(None, "write last.pt within an epoch that often", low=1)
+    save_every_n_steps: int | None = setting(None, "write last.pt within an epoch after so many batches", low=1)
     log_backend: str = setting("none", "where curves are logged", choices=("tensorboard", "wandb", "both", "none"))
-    log_every_n_steps: int = setting(50, "how often a step is logged; 0: epochs alone", low=0)
+    log_every_n_steps: int = setting(50, "batches between the steps that are logged; 0: epochs alone", low=0)
     project_name: str = setting("vit-small-images", "the project at Weights & Biases")
     overwrite: bool = setting(False, "write over a run of the same name instead of calling this one NAME-2")
     visualizers: tuple[str, ...] = setting(

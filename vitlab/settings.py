@@ -86,6 +86,8 @@ class Setting:
             return os.path.expanduser(os.fspath(value))
         if self.kind is str and not self.is_path and type(value) is int:
             value = str(value)  # a name of digits, in YAML
+        if value is False and "off" in (self.choices or ()):
+            value = "off"  # which YAML takes for false
         if self.kind in (bool, str) or isinstance(value, bool):
             if type(value) is not self.kind:
                 raise wrong
@@ -115,9 +117,7 @@ class Setting:
             help_text += f" (default: {self.default})"
         options = dict(dest=self.name, default=argparse.SUPPRESS, help=help_text.replace("%", "%%"))
         if self.kind is bool:
-            parser.add_argument(
-                *self.spellings, action=argparse.BooleanOptionalAction if self.default else "store_true", **options
-            )
+            parser.add_argument(*self.spellings, action=argparse.BooleanOptionalAction, **options)
         else:
             options.update(type=self.convert_one, metavar=self.name.rsplit("_", 1)[-1].upper())
             parser.add_argument(*self.spellings, nargs="+" if self.many else None, **options)
@@ -164,7 +164,7 @@ def read_yaml(path: str | Path) -> dict:
 
 def check_settings(config: Any, classes: Sequence[str]) -> None:
     """Raise UserError if settings of a complete TrainConfig do not go together, or not with its data set's classes."""
-    if config.num_classes != len(classes):
+    if classes and config.num_classes != len(classes):
         raise UserError(f"--n_classes {config.num_classes}: {config.dataset} has {len(classes)}; leave the flag out")
     if (config.mean or config.std) and not len(config.mean) == len(config.std) == config.in_chans:
         raise UserError(f"--mean and --std: give both, with {config.in_chans} values each")
@@ -207,6 +207,8 @@ def check_settings(config: Any, classes: Sequence[str]) -> None:
         raise UserError(f"--patch_drop_rate leaves out patches, and {config.model} has none; leave it out")
     if config.patch_drop_rate and config.compile:
         raise UserError("--patch_drop_rate: the number of patches changes, and --compile is for one; keep one of them")
+    if config.fsdp and config.compile:
+        raise UserError("--compile does not work with --fsdp here; keep one of them")
     if config.fsdp and config.visualizers:
         raise UserError("--visualizers need the whole model in one process; leave out them or --fsdp")
     if config.visualize_layers and max(config.visualize_layers) >= config.depth:

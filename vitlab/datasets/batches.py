@@ -117,7 +117,7 @@ class TensorBatches:
 
         def generator(i: int, purpose: str) -> augment.Generator:
             restarted = self._random(purpose, self.epoch, self.start + i)
-            if len(rows[i]) == len(whole[i]):
+            if torch.equal(rows[i], torch.arange(len(whole[i]))):
                 return restarted
             return augment.GeneratorOfRows(restarted, len(whole[i]), rows[i])
 

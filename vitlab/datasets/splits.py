@@ -8,9 +8,11 @@ Which sets there are, and where they come from: official.py. A data set that fit
 device. Cropping, flipping, resizing and normalising happen there, a batch at a time.
 """
 
+import hashlib
 import math
+import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -50,6 +52,13 @@ class Source:
     def nbytes(self) -> int:
         """Bytes of the pixels kept in memory."""
         return 0 if self.images is None else self.images.nbytes
+
+    def fingerprint(self) -> str:
+        """What differs if the images are others, or in another order: their number, and a hash of the labels and of the
+        files' names without their folders."""
+        names = "/".join(re.split(r"[\\/]", str(file))[-1] for file, _ in self.files or ())
+        digest = hashlib.sha256(self.labels.numpy().tobytes() + names.encode("utf-8", "surrogateescape"))
+        return f"{len(self.labels)} images, {digest.hexdigest()[:8]}"
 
     def take(self, places: torch.Tensor) -> "Source":
         """The images at those places (int64), in that order."""
@@ -172,6 +181,7 @@ class Splits:
     mean: tuple[float, ...]  # one value per channel, for images in 0..1
     std: tuple[float, ...]
     notes: tuple[str, ...] = ()  # lines about images that are left out, missing, or in two splits
+    fingerprints: dict[str, str] = field(default_factory=dict)  # of each split, see Source; none of own batches
 
     def summary(self) -> str:
         """The classes, the number of images and of classes in each split, and the notes, to be printed."""
@@ -230,6 +240,7 @@ def load_data(
         mean=mean,
         std=std,
         notes=tuple(notes),
+        fingerprints={split: source.fingerprint() for split, source in sources.items()},
     )
 
 

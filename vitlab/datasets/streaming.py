@@ -76,12 +76,13 @@ class ShardStream(torch.utils.data.IterableDataset):
 
     def read(self, sources: Iterable[dict]) -> Iterator[tuple[int, ReadImage]]:
         """The images of shards that are trained on, in order, each after its place."""
-        from webdataset.tariterators import tarfile_samples
+        from webdataset.tariterators import group_by_keys, tar_file_expander
 
         for url in (source["url"] for source in sources):
             places, number = self.places[url].tolist(), 0
             try:
-                for sample in tarfile_samples([{"url": url}]):
+                stream = open(url, "rb")  # webdataset would take the letter of a drive for a protocol
+                for sample in group_by_keys(tar_file_expander([{"url": url, "stream": stream}])):
                     if suffix := image_of([name for name in sample if not name.startswith("__")]):
                         if number < len(places) and places[number] >= 0:
                             yield places[number], ReadImage(Shard(url, len(places)), number, sample[suffix])

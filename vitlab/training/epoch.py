@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from vitlab import processes
 from vitlab.cli import UserError
 from vitlab.config import flag
-from vitlab.datasets.augment import make_mix
+from vitlab.datasets.augment import make_mix, seed_of
 from vitlab.datasets.splits import Splits
 from vitlab.hardware import autocast
 from vitlab.models.patch_dropout import drop_rate, patches_dropped
@@ -44,7 +44,7 @@ def train_one_epoch(run: Run, sets: Splits, stop: Callable[[], int]) -> tuple[fl
 
     with tqdm(total=steps, initial=progress.step, desc=title, leave=False, disable=None, unit="batch") as bar:
         before = int(bool(mix) and processes.count() > 1)  # the image that the first one of the share is mixed with
-        batches = batches_from(sets.train, progress.epoch, progress.step, before)
+        batches = batches_from(sets.train, config.seed, progress.epoch, progress.step, before)
         for step, (images, labels, own, n) in enumerate(batches, start=progress.step):
             rate = set_learning_rate(run.optimizers, run.schedule(progress.epoch * steps + step))
 
@@ -189,13 +189,26 @@ def log_step(run: Run, meter: Meter, step: int, count: int, rate: float) -> None
         )
 
 
-def batches_from(batches: Iterable, epoch: int, start: int, before: int) -> Iterable:
+def batches_from(batches: Iterable, seed: int, epoch: int, start: int, before: int) -> Iterable:
     """The batches of an epoch from number `start` on, as processes.shares() makes them. Ours can start anywhere; of
     other iterables the first batches are drawn and dropped."""
     if hasattr(batches, "set_epoch"):
         batches.set_epoch(epoch, start)
         start = 0
+    else:
+        batches = in_order_of(batches, seed_of("order", seed, epoch))
     return itertools.islice(processes.shares(batches, before), start, None)
+
+
+def in_order_of(batches: Iterable, seed: int) -> Iterator:
+    """The batches of an iterable that draws its order from torch's generator when it begins, as a DataLoader does: the
+    same order for the same seed, in each process and after a resume."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        iterator = iter(batches)
+        first = list(itertools.islice(iterator, 1))  # a sampler may draw only now
+    yield from first
+    yield from iterator
 
 
 def gradients_exchanged(forward: Callable, is_last: bool) -> contextlib.AbstractContextManager:

@@ -42,6 +42,8 @@ def take_architecture(path: str | Path, given: dict) -> dict:
     for name, value in settings.items():
         if given.get(name, value) != value:
             print(f"{flag(name)} {given[name]} wins over {value} of --init_from {path}")
+    if {"mean", "std"} & given.keys():  # one of the user's is not paired with one of the file's
+        settings = {name: value for name, value in settings.items() if name not in ("mean", "std")}
     return settings
 
 

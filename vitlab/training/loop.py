@@ -45,6 +45,7 @@ from vitlab.training.optimizers import MovingAverage, make_optimizers, warmup_co
 from vitlab.training.run_folder import (
     COLUMNS,
     SILENT_ON_RESUME,
+    check_images,
     claim_folders,
     continue_in,
     find_resume,
@@ -228,6 +229,7 @@ def begin(
 
     resumed = processes.from_first(find_resume, config, sets.classes)
     if resumed:
+        check_images(*resumed, sets.fingerprints)
         continue_in(config, *resumed)
         processes.from_first(make_folders, config, config.folder_name)
     else:
@@ -255,6 +257,11 @@ def begin(
     run.restore(checkpoint)
     if processes.from_first(epoch_of_best, config) > run.progress.epoch:
         run.progress.best = None  # best.pt is from after the point we return to, so the next epoch replaces it
+        if run.progress.is_over(config):
+            raise UserError(
+                f"--resume {resumed[0]}: no epoch is left from there, and the run's best.pt is of a later one; raise "
+                "--epochs, or leave out --early_stopping"
+            )
     return run, checkpoint["config"]
 
 
@@ -283,7 +290,8 @@ def spread(
         shard(model, optimizers)
         if average:
             shard(average.module, [])
-    forward = try_compile(model, sets.train, amp) if config.compile else model
+    own = ((share.images, share.labels) for share in processes.shares(sets.train))
+    forward = try_compile(model, own, amp) if config.compile else model
     if processes.count() > 1 and not config.fsdp:
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")  # small ones
         forward = nn.parallel.DistributedDataParallel(forward)

@@ -20,11 +20,12 @@ def warmup_cosine(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], 
     Source: Loshchilov & Hutter, arXiv:1608.03983, section 3, without restarts. The function keeps no state, so a
     resumed run needs only the number of the batch. Raises UserError if the warmup outlasts the run.
     """
-    warmup = config.warmup_steps if config.warmup_steps is not None else config.warmup_epochs * steps_per_epoch
+    warmup, of_step = config.warmup_epochs * steps_per_epoch, config.grad_accum_steps
+    if config.warmup_steps is not None:
+        warmup = config.warmup_steps * of_step
     if warmup >= config.epochs * steps_per_epoch:
-        raise UserError(
-            f"--warmup_steps {warmup} leaves nothing of the run's {config.epochs * steps_per_epoch}; choose fewer"
-        )
+        steps = config.epochs * steps_per_epoch // of_step
+        raise UserError(f"--warmup_steps {config.warmup_steps} leaves nothing of the run's {steps}; choose fewer")
     peak, end = config.learning_rate, config.min_lr
     decay = max(1, config.epochs * steps_per_epoch - 1 - warmup)
 

@@ -162,6 +162,16 @@ def read_training_state(path: str | Path, *, lazily: bool) -> tuple[Path, dict]:
     return path, checkpoint
 
 
+def check_images(path: Path, checkpoint: dict, fingerprints: dict[str, str]) -> None:
+    """UserError if a run was trained or validated on other images than those of these Splits.fingerprints: the splits
+    would be cut otherwise, and images that it was trained on could be validated or tested on."""
+    before = checkpoint["training"].get("images", {})  # older files lack it
+    for split in ("train", "val"):
+        was, now = (images.get(split, "none") for images in (before, fingerprints))
+        if before and fingerprints and was != now:
+            raise UserError(f"--resume {path}: its {split} images were others ({was}; now {now}); {REMEDY}")
+
+
 def first_change(before: dict, config: TrainConfig) -> str | None:
     """The first setting that forbids a run with the settings `before` to go on with this config, in words."""
     for name, (was, now) in changed_settings(before, config, ("model", *config.model_args(), *FIXED)).items():

@@ -64,6 +64,8 @@ class Snapshots:
             raise UserError("--visualizers need a VisionTransformer and data that can be sampled; leave the flag out")
         self.images, self.labels = batches.sample(NUM_IMAGES)
         self.points = batches.sample(NUM_POINTS) if "cls_dim_reduction" in self.kinds else None
+        if self.points and min(len(self.points[1]), config.embed_dim) < 2:
+            raise UserError("--visualizers cls_dim_reduction needs two images and --embed_dim 2; leave it out")
         self.pictures = [to_image(image, sets.mean, sets.std) for image in self.images]
 
     @float32_as("ieee")

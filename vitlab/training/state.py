@@ -124,6 +124,7 @@ class Run:
         training = {
             "progress": asdict(self.progress),
             "raw_model": whole(self.model.state_dict()) if self.average else None,
+            "images": sets.fingerprints,
         }
         if name != "best.pt":
             first, *others = processes.gather(generator_states(self.device))
