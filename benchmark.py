@@ -183,8 +183,7 @@ def main():
     from vitlab.hardware import describe_hardware, describe_precision, fast_training, find_device, pick_amp
 
     if only["loader"]:
-        seconds = speed.time_loaders(config, rounds)
-        n = len(speed.torchvision_loader(config).dataset)
+        seconds, n = speed.time_loaders(config, rounds)
         print(f"{n} images at {config.img_size} pixels, {config.num_workers} workers, {rounds} rounds")
         measured = summarise_steps(seconds, n)
         print(write_json(path, {**others, "loader": {"config": vars(config), "passes": measured}}))

@@ -60,7 +60,7 @@ def result_cells(folder: Path) -> dict[str, str]:
         "95 % interval": f"{percent(low)} to {percent(high)}",
         "loss": f"{test['loss']:.3f}",
         "calibration error": f"{percent(test['calibration_error'])} %" if "calibration_error" in test else "",
-        "train PFLOP": f"{report['train_pflop']:.3g}",
+        "train PFLOP": f"{report['train_pflop']:.3g}" if report["train_pflop"] is not None else "",
         "hardware": report["hardware"],
         "images/s": f"{report['images_per_second']:.0f}",
         "time": duration(report["seconds"]),
@@ -159,7 +159,7 @@ def update(page: Path, folders: list[Path]) -> None:
         before, made, after = "", "", page.read_text(encoding="utf-8")
     else:
         before, inside, after = split_at_marks(page)
-        names = re.findall(r"^\| `([\w.-]+)` \|", inside, flags=re.M)
+        names = re.findall(r"^\| `([^`/|]+)` \|", inside, flags=re.M)
         named = {folder.resolve().name: folder for folder in folders}
         beside = {name: page.parent / name for name in names if (page.parent / name / "report.json").is_file()}
         folders = list(({name: Path("output") / name for name in names} | beside | named).values())

@@ -134,11 +134,10 @@ def main() -> int:
     for note in checkpoint.notes:
         print(note)
     view = View(checkpoint, args, run_settings)
-    if args.command == "explorer":  # on the CPU
-        print(*draw_explorer(view), sep="\n")
-        return 1 if view.unreadable else 0
     with float32_as("ieee"):
-        if args.command in MODEL_COMMANDS:
+        if args.command == "explorer":
+            print(*draw_explorer(view), sep="\n")
+        elif args.command in MODEL_COMMANDS:
             print(*MODEL_VIEWS[args.command](view), sep="\n")
         else:
             for subject in view.subjects():

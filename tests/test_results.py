@@ -59,6 +59,14 @@ def test_own_runs_go_to_a_file_of_their_own(page):
     rows = re.findall(r"^\| `([\w-]+)` \|", text, flags=re.M)
     assert rows == ["vit-layer4-8-digits", "second", "third"] and text.startswith("# Results\n")
     assert (page / "README.md").read_text() == before
+    report = json.loads((page / "output/third/report.json").read_text())
+    (page / "output/third").rename(page / "output/my run, c+d")
+    (page / "output/my run, c+d/report.json").write_text(json.dumps({**report, "train_pflop": None}))  # an own module
+    for name in ("my run, c+d", "second"):
+        assert run("results.py", page / "output" / name, "--file", page / "output/more.md", cwd=page).returncode == 0
+    assert re.findall(r"^\| `(.+?)` \|", (page / "output/more.md").read_text(), flags=re.M) == ["my run, c+d", "second"]
+    (page / "output/my run, c+d").rename(page / "output/third")
+    (page / "output/third/report.json").write_text(json.dumps(report))
     done = run("results.py", page / "output/third", "--file", "README.md", cwd=page)
     assert done.returncode == 0 and "| `third` |" in (page / "README.md").read_text()
 

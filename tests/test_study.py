@@ -68,6 +68,25 @@ def test_few_images_are_seen_often_enough(more, folds):
     assert {cell.config.epochs for cell in plan.trials(study)} == {1}  # of the most images, a quarter
 
 
+def test_a_row_with_epochs_of_its_own_has_the_least_number_of_steps_too():
+    variants = {"longer": {"epochs": 20}}
+    study = Study.create(
+        dataset="digits", models=["vit"], epochs=10, min_steps=500, train_sizes=[200], variants=variants
+    )
+    assert {cell.config.epochs for cell in plan.plan(study, {"vit": 1e-3})} == {84}  # of six steps
+
+
+def test_seeds_share_the_validation_images_of_the_set(tmp_path):
+    for split in ("train", "val", "test"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / split / name / "1.png")
+    settings = dict(models=["mlp"], dataset="folder", image_size=8, no_test=True)
+    assert findings.validates_on_own_images(Study.create(settings, data_path=str(tmp_path)))
+    assert not findings.validates_on_own_images(Study.create(settings, data_path=str(tmp_path / "train")))
+    assert not findings.validates_on_own_images(Study.create(settings, dataset="digits"))
+
+
 def test_all_models_see_the_same_batches():
     study = Study.create(models=["vit", "simple_cnn", "mlp"], dataset="digits", epochs=3, augment="affine")
     batches = []
@@ -111,6 +130,9 @@ def test_every_study_of_configs_can_be_run():
         (dict(grid=5), "--grid 5"),
         (dict(grid={"dropout": [0, 0]}), "there twice"),
         (dict(no_test="yes"), "no_test yes"),
+        (dict(grid={"dataset": ["digits", "mnist"]}), "--dataset: rows are compared on the same images"),
+        (dict(variants={"a": {"num_test_images": 9}}), "--num_test_images: rows are compared"),
+        (dict(no_test=True, grid={"val_split": [0.1, 0.2]}), "--val_split: rows are compared"),
     ],
 )
 def test_bad_files_are_refused(layer, words):

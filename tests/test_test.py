@@ -17,6 +17,7 @@ from vitlab.config import TrainConfig
 from vitlab.datasets.images import normalise
 from vitlab.datasets.official import read_digits
 from vitlab.datasets.splits import load_data
+from vitlab.views.split_report import print_confusion
 
 MODEL = ["--model_path", "model/vit-layer4-8-digits"]
 
@@ -199,3 +200,10 @@ def test_only_what_is_needed_is_imported(root, tmp_path):
     custom = ["--mode", "custom", "--image_path", tmp_path / "red.png", "--no_image"]
     loaded = loaded_modules("test.py", *MODEL, *custom, cwd=root)
     assert "torch" in loaded and not loaded & {"torchvision", "scipy", "sklearn", "pandas"}
+
+
+def test_of_many_classes_only_confusions_are_listed(capsys):
+    counts, names = 2 * np.eye(25, dtype=int), [f"class{i}" for i in range(25)]
+    counts[3, 7] = 1
+    print_confusion(counts, names)
+    assert capsys.readouterr().out.splitlines()[2:] == ["    1  class3 taken for class7"]

@@ -292,6 +292,13 @@ def test_bad_input(root, args, words):
     assert_refused(run("visualize.py", args[0], *model, *args[1:], cwd=root), *words)
 
 
+def test_an_explorer_of_no_image_is_refused(root, tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"no image")
+    done = run("visualize.py", "explorer", *MODEL, "--image_path", tmp_path, cwd=root)
+    assert_refused(done, "a.png cannot be read as an image", "b.png cannot be read")
+
+
 def test_each_command_has_its_function():
     assert list(IMAGE_VIEWS) == list(visualize.IMAGE_COMMANDS)
     assert list(MODEL_VIEWS) == list(visualize.MODEL_COMMANDS)

@@ -12,7 +12,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -92,7 +92,7 @@ def timm_model(config: TrainConfig) -> nn.Module:
 
 def make_step(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     images: torch.Tensor,
     labels: torch.Tensor,
     amp: torch.dtype | None,
@@ -105,8 +105,9 @@ def make_step(
             with autocast(images.device, amp):
                 loss = F.cross_entropy(model(images), labels)
             loss.backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            for optimizer in optimizers:
+                optimizer.step()
+            model.zero_grad(set_to_none=True)
             return loss.item()
 
     return step
@@ -118,13 +119,13 @@ def make_candidates(
     """One training step of each implementation, by name: "ours", "textbook" and, if it is installed, "timm"."""
     device = images.device
     ours = to_device(build_model(config), device)
-    candidates = {"ours": make_step(ours, make_optimizers(ours, config)[0], images, labels, amp)}
+    candidates = {"ours": make_step(ours, make_optimizers(ours, config), images, labels, amp)}
     textbook = to_device(textbook_model(config), device)
     unfused = torch.optim.AdamW(textbook.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    candidates["textbook"] = make_step(textbook, unfused, images, labels, None)
+    candidates["textbook"] = make_step(textbook, [unfused], images, labels, None)
     with contextlib.suppress(ImportError):
         timms = to_device(timm_model(config), device)
-        candidates["timm"] = make_step(timms, make_optimizers(timms, config)[0], images, labels, amp)
+        candidates["timm"] = make_step(timms, make_optimizers(timms, config), images, labels, amp)
     return candidates
 
 
@@ -188,13 +189,25 @@ def time_operations(
     F.cross_entropy(model(images), labels).backward()  # gradients for the optimisers
     rows = []
     for name, action, count in stages:
-        with FlopCounterMode(display=False) as flops:
+        with FlopCounterMode(display=False) as flops, attention_written_out(model):
             action()
         once = median_seconds(action, device, rounds)
         rows.append({"stage": name, "seconds": count * once, "gflop": count * flops.get_total_flops() / 1e9})
     rest = seconds - sum(row["seconds"] for row in rows[1:])
     rows.append({"stage": "the rest", "seconds": max(0.0, rest), "gflop": 0.0})
     return {"matmul_gflops": 2 * 2048**3 / matmul_seconds / 1e9, "seconds": seconds, "stages": rows}
+
+
+@contextlib.contextmanager
+def attention_written_out(model: VisionTransformer) -> Iterator[None]:
+    """A context in which the first block's attention is computed without the fused kernel, whose operations the counter
+    does not know on a CPU."""
+    attention = model.blocks[0].attn
+    attention.forward = partial(attention.forward, return_attention=True)
+    try:
+        yield
+    finally:
+        del attention.forward
 
 
 def step_parts(model: VisionTransformer) -> list[tuple[str, nn.Module, int, int]]:
@@ -258,8 +271,8 @@ def time_attention(device: torch.device) -> dict[str, float]:
     return {**seconds, f"a GIF of {len(frames)} frames": time.perf_counter() - began}
 
 
-def torchvision_loader(config: TrainConfig) -> DataLoader:
-    """The usual loader of a folder's training images: torchvision's ImageFolder, a random-resized crop, a flip,
+def torchvision_loader(config: TrainConfig, files: Sequence[tuple[Path, int]]) -> DataLoader:
+    """The usual loader of image files, (path, label): torchvision's ImageFolder, a random-resized crop, a flip,
     float32, normalised."""
     transform = transforms.Compose(
         [
@@ -270,8 +283,10 @@ def torchvision_loader(config: TrainConfig) -> DataLoader:
         ]
     )
     workers = count_workers(config)
+    folder = datasets.ImageFolder(find_layout(config.data_path).train, transform)
+    folder.samples = [(str(path), label) for path, label in files]  # without those that are kept for the test
     return DataLoader(
-        datasets.ImageFolder(find_layout(config.data_path).train, transform),
+        folder,
         batch_size=config.batch_size,
         shuffle=True,
         num_workers=workers,
@@ -279,17 +294,18 @@ def torchvision_loader(config: TrainConfig) -> DataLoader:
     )
 
 
-def time_loaders(config: TrainConfig, rounds: int) -> dict[str, list[float]]:
+def time_loaders(config: TrainConfig, rounds: int) -> tuple[dict[str, list[float]], int]:
     """Seconds in which "ours" and "torchvision" read all training images of a folder once, one value per round, and
-    "shards" the same packed in tar files, if webdataset is installed. They take turns, after a round that is not timed.
-    Raises UserError as load_data does."""
-    loaders = {"ours": load_data(config, ("train",)).train, "torchvision": torchvision_loader(config)}
+    "shards" the same packed in tar files, if webdataset is installed; and how many images they are. They take turns,
+    after a round that is not timed. Raises UserError as load_data does."""
+    ours = load_data(config, ("train",)).train
+    loaders = {"ours": ours, "torchvision": torchvision_loader(config, ours.dataset.files)}
     with tempfile.TemporaryDirectory() as folder:
         if importlib.util.find_spec("webdataset"):
             pack(config.data_path, Path(folder) / "shards", images_per_shard=100)
             packed = dataclasses.replace(config, dataset="webdataset", data_path=f"{folder}/shards", cache_gb=0)
             loaders["shards"] = load_data(packed, ("train",)).train
-        return time_passes(loaders, rounds)
+        return time_passes(loaders, rounds), len(ours.labels)
 
 
 def time_passes(loaders: dict[str, Iterable], rounds: int) -> dict[str, list[float]]:

@@ -148,5 +148,10 @@ def pooled_features(model: VisionTransformer, tokens: torch.Tensor, weights: tor
 @torch.no_grad()
 def features(model: VisionTransformer, images: torch.Tensor) -> torch.Tensor:
     """What the head reads of the images, B x D."""
-    _, hidden = model(images, return_hidden=True)
-    return pooled_features(model, last_tokens(model, hidden), pool_weights(model, hidden))
+    read = []
+    hook = model.head.register_forward_pre_hook(lambda head, args: read.append(args[0]))
+    try:
+        model(images)
+    finally:
+        hook.remove()
+    return read[0]

@@ -88,7 +88,7 @@ def read_sources(config: TrainConfig, splits: Collection[str], folder: FileIndex
     sources = {}  # training images are read first: they are needed in each epoch
     if "train" in splits or "val" in splits:
         train = read_source(config, folder, "train")
-        own_val = bool(folder and folder.splits["val"] and config.val_split and not config.folds)
+        own_val = has_own_validation(config, folder)
         train_places, val_places = cut_validation(train.labels, config, own_val)
         if "train" in splits:
             sources["train"] = train.take(train_places)
@@ -100,6 +100,11 @@ def read_sources(config: TrainConfig, splits: Collection[str], folder: FileIndex
         places = stratified_subset(test.labels, config.num_test_images, "--num_test_images", config.dataset, TEST_SEED)
         sources["test"] = test.take(places.sort().values)
     return sources
+
+
+def has_own_validation(config: TrainConfig, folder: FileIndex | None) -> bool:
+    """Whether a run validates on the set's own validation images, which no seed changes."""
+    return bool(folder and folder.splits["val"] and config.val_split and not config.folds)
 
 
 def cut_validation(labels: torch.Tensor, config: TrainConfig, own_val: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -21,6 +21,7 @@ from vitlab.cli import UserError, check_folder_name, whole_number
 from vitlab.config import SETTINGS, SPELLINGS, TrainConfig, flag, in_groups, read_settings
 
 DECIDED_BY_THE_STUDY = ("model", "seed", "folds", "fold", "folder_name", "resume", "overwrite", "init_from", "no_test")
+IMAGES_JUDGED = ("dataset", "data_path", "num_test_images")  # the same for all rows, which are compared image by image
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)
 LIST_READERS = {  # fields that are lists of values, and how one value is read
     "models": str,
@@ -270,6 +271,10 @@ def check_lists(study: Study) -> None:
     for name, values in (("patch_size", study.patch_sizes), ("num_train_images", study.train_sizes)):
         if values and any(name in changes for changes in (study.grid, *study.variants.values())):
             raise UserError(f"--grid {name}: it is asked for twice, as a list of its own too; keep one")
+    judged = (*IMAGES_JUDGED, "val_split") if study.no_test else IMAGES_JUDGED
+    for name in judged:
+        if any(name in changes for changes in (study.grid, *study.variants.values())):
+            raise UserError(f"{flag(name)}: rows are compared on the same images; make a comparison for each")
     if study.min_steps and not any(study.config(row, seed=0).num_train_images for row in study.rows()):
         raise UserError(f"--min_steps {study.min_steps}: is for --train_sizes; give them, or leave it out")
 

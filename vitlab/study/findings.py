@@ -13,6 +13,8 @@ import torch
 
 from vitlab.checkpoint import write_checkpoint
 from vitlab.config import flag
+from vitlab.datasets.official import find_index
+from vitlab.datasets.splits import has_own_validation
 from vitlab.evaluation import metrics
 from vitlab.evaluation.report import command_line, git_commit
 from vitlab.files import write_json
@@ -55,6 +57,7 @@ def summarise(study: Study, cells: list[dict]) -> list[ResultRow]:
     """The rows of the table: each row of the study that has finished cells, then the ensembles of their
     seeds, then the cross-validations. The first also have their difference to the baseline."""
     rows, ensembles, folds, right = {}, [], [], {}
+    images_differ = study.no_test and not validates_on_own_images(study)
     for row in study.rows():
         runs = [cell for cell in cells if cell["row"] == row.title and cell["kind"] == "seed"]
         if not runs:
@@ -65,7 +68,7 @@ def summarise(study: Study, cells: list[dict]) -> list[ResultRow]:
             continue
         right[row.title] = dict(zip(predictions.seeds, predictions.right))
         if len(predictions.seeds) > 1:
-            rows[row.title].ci95 = metrics.bootstrap_seeds(predictions.right, images_differ=study.no_test)
+            rows[row.title].ci95 = metrics.bootstrap_seeds(predictions.right, images_differ=images_differ)
             if not study.no_test:
                 ensembles.append(ensemble_row(row, runs, predictions))
     for row in study.rows():
@@ -79,9 +82,16 @@ def summarise(study: Study, cells: list[dict]) -> list[ResultRow]:
         baseline = study.baseline_of(row)
         if baseline is not None and {row.title, baseline.title} <= set(right):
             rows[row.title].vs = difference(
-                right[row.title], right[baseline.title], rows[baseline.title], images_differ=study.no_test
+                right[row.title], right[baseline.title], rows[baseline.title], images_differ=images_differ
             )
     return table
+
+
+def validates_on_own_images(study: Study) -> bool:
+    """Whether all seeds are judged on the same validation images, those of the set: then their predictions are no
+    independent samples of images."""
+    config = study.config(study.rows()[0], seed=study.seeds[0])
+    return has_own_validation(config, find_index(config.dataset, config.data_path))
 
 
 def result_row(title: str, row: Row, kind: str, runs: list[dict], *, expected: int = 0) -> ResultRow:

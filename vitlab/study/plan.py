@@ -41,24 +41,26 @@ def plan(study: Study, rates: dict[str, float]) -> list[Cell]:
         rate = chosen_rate(study, row, rates)
         for seed in study.seeds:
             name = f"{row.slug}-seed{seed}"
-            config = study.config(row, seed=seed, folder_name=name, **{**rate, **row.settings})
+            config = study.config(row, seed=seed, folder_name=name, **rate)
             cells.append(Cell(name, row, "seed", config, not study.no_test))
     for row in study.rows() if study.folds else ():
         rate = chosen_rate(study, row, rates)
         for fold in range(study.folds):
             name = f"{row.slug}-fold{fold}of{study.folds}"
             more = dict(folder_name=name, folds=study.folds, fold=fold)
-            config = study.config(row, seed=study.seeds[0], **{**rate, **row.settings, **more})
+            config = study.config(row, seed=study.seeds[0], **rate, **more)
             cells.append(Cell(name, row, "fold", config, False))
     return cells
 
 
 def chosen_rate(study: Study, row: Row, rates: dict[str, float]) -> dict[str, float]:
-    """The learning rate of a row's model as settings, with a min_lr that is not above it."""
+    """The learning rate of a row's model as settings, with a min_lr that is not above it; what the row sets itself
+    is left out."""
     if row.model not in rates:
         return {}
     rate = rates[row.model]
-    return {"learning_rate": rate, "min_lr": min(rate, study.settings.get("min_lr", TrainConfig.min_lr))}
+    chosen = {"learning_rate": rate, "min_lr": min(rate, study.settings.get("min_lr", TrainConfig.min_lr))}
+    return {name: value for name, value in chosen.items() if name not in row.settings}
 
 
 def trials(study: Study) -> list[Cell]:

@@ -72,4 +72,6 @@ def print_confusion(counts: np.ndarray, classes: Sequence[str]) -> None:
     print("\nmost frequent confusions (the whole matrix is in the report and the picture)")
     for place in np.argsort(-off_diagonal, axis=None, kind="stable")[:10]:
         true, predicted = np.unravel_index(place, counts.shape)
+        if not off_diagonal[true, predicted]:
+            break
         print(f"{counts[true, predicted]:5d}  {classes[true]} taken for {classes[predicted]}")

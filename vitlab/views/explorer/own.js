@@ -35,7 +35,9 @@ export async function offerPhoto(file, { say, showOwn }) {
   };
 }
 
-/** The drawing on a black canvas, cut out and centred in a square, as the data set's digits are. */
+const FRAMED = ["mnist", "emnist"]; // sets whose characters fill 20 of 28 pixels
+
+/** The drawing on a black canvas, cut out and centred in a square. */
 function cutOut(pad) {
   const { data } = pad.getContext("2d").getImageData(0, 0, pad.width, pad.height);
   let [left, top, right, bottom] = [pad.width, pad.height, 0, 0];
@@ -45,7 +47,7 @@ function cutOut(pad) {
     [left, top, right, bottom] = [Math.min(left, x), Math.min(top, y), Math.max(right, x + 1), Math.max(bottom, y + 1)];
   }
   if (right <= left) return pad; // nothing is drawn
-  const side = Math.max(right - left, bottom - top);
+  const side = Math.round(Math.max(right - left, bottom - top) * (FRAMED.includes(facts.dataset) ? 28 / 20 : 1));
   const square = new OffscreenCanvas(side, side);
   const context = square.getContext("2d");
   context.fillRect(0, 0, side, side);

@@ -96,6 +96,7 @@ def model_facts(checkpoint: Checkpoint) -> dict:
         "hasCls": model.has_cls,
         "pool": model.pool,
         "pooled": describe_pool(model),
+        "head": config.head,
         "stem": config.stem,
         "tested": list(TESTED),
         "randomOrders": RANDOM_ORDERS,
@@ -177,6 +178,8 @@ def pick_images(view: View) -> list[tuple[str, str | None, Image.Image]]:
 def draw_explorer(view: View) -> list[Path]:
     """The page, as explorer.html, about --images test images or those of --image_path."""
     images = pick_images(view)
+    if not images:
+        raise UserError("; ".join(view.unreadable) or f"{view.checkpoint.config.dataset} has no test images to show")
     view.model.cpu()  # where graphs are traced
     path = write_text(view.file("explorer", ".html"), make_page(view.checkpoint, images))
     print(f"{path.stat().st_size / 1e6:.1f} MB, {len(images)} images; open it in a browser")

@@ -30,7 +30,7 @@ export const KINDS = {
   rollout: { title: "Rollout", hint: "Attention through all layers up to this one, heads averaged, residual connections counted (Abnar and Zuidema, 2020)." },
   similarity: { title: "Similarity", hint: "How alike the patches’ tokens are after a layer (cosine). Layer 0 is what enters the first: patch plus position." },
   gradient_rollout: { title: "Gradient rollout", hint: "Attention through all layers, counting only what raises the chosen class (Chefer et al., 2021). Choose the class at “What it says”." },
-  grad_cam: { title: "Grad-CAM", hint: "Which patches’ tokens, before the last attention, raise the chosen class (Selvaraju et al., 2017). Choose the class at “What it says”." },
+  grad_cam: { title: "Grad-CAM", hint: `Which patches’ tokens, ${facts.pool === "seq" ? "after the last layer" : "before the last attention"}, raise the chosen class (Selvaraju et al., 2017). Choose the class at “What it says”.` },
 };
 export const isEvidence = (kind) => kind === "gradient_rollout" || kind === "grad_cam";
 

@@ -6,6 +6,7 @@ import { DECIDING, firstPatch } from "./state.js";
 
 const { size, channels, grid, tokens, width, layers, heads, classes, stem, hasCls } = facts;
 const middle = firstPatch + Math.floor(grid / 2) * grid + Math.floor(grid / 2);
+const head = facts.head === "mlp" ? "two linear layers with a tanh between them" : "a single linear layer";
 const reader = facts.pool === "cls" ? "CLS" : facts.pooled;
 
 const STEPS = [
@@ -56,8 +57,8 @@ const STEPS = [
     change: { token: DECIDING, kind: "attention", layer: layers, head: "mean" },
     text: [
       facts.pool === "cls"
-        ? `After the last layer everything but CLS is dropped. A last norm and the head, a single linear layer, turn CLS into one number for each of the ${classes.length} classes.`
-        : `After the last layer the tokens are pooled into one. A norm and the head, a single linear layer, turn it into one number for each of the ${classes.length} classes.`,
+        ? `After the last layer everything but CLS is dropped. A last norm and the head, ${head}, turn CLS into one number for each of the ${classes.length} classes.`
+        : `After the last layer the tokens are pooled into one. A norm and the head, ${head}, turn it into one number for each of the ${classes.length} classes.`,
       "The softmax of these gives a probability to each class. The table shows how the answer forms from layer to layer. Hide a patch, by a click on the image, and see the bars move.",
     ],
   },
