@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import FORKS, ROOT
+from conftest import ROOT, forks
 
 from vitlab.study import claims, running
 from vitlab.study.claims import claim_cell, newest_claim, remove_claims
@@ -82,7 +82,7 @@ def run_study(folder, number):
 
 
 def test_three_at_once_train_each_cell_once(tmp_path):
-    processes = [FORKS.Process(target=run_study, args=(tmp_path, number)) for number in range(3)]
+    processes = [forks().Process(target=run_study, args=(tmp_path, number)) for number in range(3)]
     for process in processes:
         process.start()
     for process in processes:

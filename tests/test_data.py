@@ -198,12 +198,6 @@ def test_luma_is_pillows_and_in_augmentation_torchvisions(photographs):
     torch.testing.assert_close(grey(images), TF.rgb_to_grayscale(images), atol=1e-6, rtol=0)
 
 
-def test_single_images_need_no_torchvision():
-    """Its import takes a second: `test.py --mode custom` does without."""
-    code = "import sys, vitlab.datasets.images; sys.exit('torchvision' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
-
-
 # ------------------------------------------------------------------------------------ download, read
 
 

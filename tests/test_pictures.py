@@ -151,10 +151,14 @@ def test_a_sheet_has_its_tiles_in_rows():
     assert pixels.shape[0] < more.height < sheet(rows, title="title", note="note").height  # and the scale's colours
 
 
-def test_curves_skip_what_was_not_measured(tmp_path):
+def test_curves_skip_what_was_not_measured(tmp_path, monkeypatch):
+    drawn, save = [], figures.save_figure
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: drawn.append(figure) or save(figure, path))
     history = [{"epoch": i, "train_loss": 1 / i, "val_loss": None} for i in (1, 2, 3)]
     path = figures.plot_curve(history, "loss", tmp_path / "loss.png", test=0.5, best_epoch=2)
     assert Image.open(path).size == (840, 540)  # 7 x 4.5 inches at 120 dots
+    legend = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
+    assert len(legend) == 2 and legend[0].startswith("train") and legend[1].startswith("test, once: 0.5")
 
 
 def test_names_of_any_script_are_written(monkeypatch, capsys):

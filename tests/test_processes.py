@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import FORKS, ROOT, _script, assert_refused
+from conftest import ROOT, _script, assert_refused, forks
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -53,7 +53,7 @@ def together(script, *args, cwd, each=((), ()), port=None):
         for number, more in enumerate(each):
             argv = [str(ROOT / script), *map(str, (*args, *more))]
             files = Path(folder, f"out{number}"), Path(folder, f"err{number}")
-            process = FORKS.Process(target=_process, args=(number, len(each), port, argv, cwd, *files))
+            process = forks().Process(target=_process, args=(number, len(each), port, argv, cwd, *files))
             process.start()
             running.append((process, argv, *files))
         done = []

@@ -189,7 +189,9 @@ def rows_of(study):
 def test_what_is_said_of_the_studies_is_in_their_tables():
     rows = rows_of("compare-cpu")
     told = section("docs/comparisons.md", r"Does a ViT need more data than a CNN\?")
-    for accuracy, number in re.findall(r"reaches ([\d.]+) % \(row (\d+)\)", told):
+    quoted = re.findall(r"reaches ([\d.]+) % \(row (\d+)\)", told)
+    assert len(quoted) == 2
+    for accuracy, number in quoted:
         assert f"{100 * rows[int(number)]['accuracy']['mean']:.1f}" == accuracy, number
     behind = ["{:.1f}".format(-100 * rows[number]["vs"]["difference"]) for number in (1, 3, 5)]
     assert f"{behind[0]}, {behind[1]} and {behind[2]} points behind" in told

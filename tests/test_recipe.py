@@ -335,6 +335,7 @@ def test_a_compiled_run_learns_the_same(tmp_path):
 # ------------------------------------------------------------------------------------------- logging
 
 
+@pytest.mark.curves
 def test_tensorboard_holds_the_curves(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     contents, report, output = fit(tmp_path, epochs=3, log_backend="tensorboard", log_every_n_steps=2)

@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT, assert_refused, run
 from PIL import Image
 
-from vitlab.checkpoint import read_checkpoint
+from vitlab.checkpoint import load_checkpoint, read_checkpoint
 from vitlab.cli import UserError
 from vitlab.config import TrainConfig
 from vitlab.datasets.splits import load_data
@@ -95,7 +95,6 @@ def assert_same_end(root, undisturbed):
     assert rows[0] == rows[1] and [row["epoch"] for row in rows[0]] == ["1", "2", "3", "4"]
     reports = [json.loads((where / "output" / NAME / "report.json").read_text()) for where in (root, undisturbed)]
     assert reports[0]["test"] == reports[1]["test"]
-    assert not list((root / "model").rglob("*.part*")) or ours  # a torn file is beside, never in place
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +163,7 @@ def test_half_precision_after_single(tmp_path):
 
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_resume_goes_on(undisturbed, tmp_path, number, status):
-    command = [sys.executable, "-u", ROOT / "train.py", *FLAGS]
+    command = [sys.executable, ROOT / "train.py", *FLAGS]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             if line.startswith("epoch   1"):
@@ -175,6 +174,7 @@ def test_a_signal_saves_and_resume_goes_on(undisturbed, tmp_path, number, status
     assert process.returncode == status, err
     assert "last.pt" in err and len(err.strip().splitlines()) == 1
     assert final(tmp_path)["training"]["progress"]["epoch"] < 4
+    assert load_checkpoint(tmp_path / "model" / NAME / "last.pt").history  # usable as it is
     words = shlex.split(err.split("to go on: ")[1])
     assert words == ["python", "train.py", "--resume", f"model/{NAME}/last.pt"]
     done = run(*words[1:], cwd=tmp_path)  # as typed: every setting comes from the checkpoint

@@ -33,7 +33,7 @@ def run_with_pictures(tmp_path_factory):
     root = tmp_path_factory.mktemp("pictures")
     done = run(
         "train.py", *SHORT, *LOOK, "--save_npy", "--visualize_layers", 1, 3, "--log_backend", "tensorboard",
-        "--save_every_n_epochs", 2, cwd=root,
+        "--save_every_n_epochs", 2, cwd=root, curves=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return root, done

@@ -2,14 +2,11 @@
 
 import argparse
 import json
-import re
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, assert_refused, loaded_modules, run
+from conftest import assert_refused, loaded_modules, run
 from PIL import Image
 
 import visualize
@@ -171,18 +168,6 @@ def test_names_tell_the_model_and_what_was_asked(root, tmp_path):
     assert gif.name == "digits-index-3-vit-layer4-8-digits-last-layers-0-heads-0.gif"
 
 
-@pytest.mark.parametrize("command", ["gif", "faithfulness"])
-def test_what_is_published_is_not_replaced(root, command):
-    """Its names are none that a command chooses by itself."""
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
-    where = {"gif": r"attention_map_gif/", "faithfulness": r"output/[\w-]+/visualize/"}[command]
-    published = [Path(name).name for name in tracked if re.match(where, name)]
-    args = ["--index", 21, "--layers", 0, "--heads", 0] if command == "gif" else ["--num_images", 20]
-    for path in draw(root, command, *args):
-        name = path.name.replace("digits", "cifar")
-        assert published and not [other for other in published if name.removesuffix(path.suffix) == Path(other).stem]
-
-
 def test_a_silhouette_needs_two_classes(root):
     points = np.random.default_rng(0).random((6, 3))
     assert silhouette(points, np.zeros(6)) is None and silhouette(points, np.arange(6)) is None
@@ -232,9 +217,9 @@ def test_one_patch_has_no_other_position():
 
 
 def test_faithfulness_is_told_against_random(root):
-    done = run("visualize.py", "faithfulness", *MODEL, "--num_images", 40, cwd=root)
+    done = run("visualize.py", "faithfulness", *MODEL, "--num_images", 20, cwd=root)
     assert done.returncode == 0, done.stderr
-    report = json.loads((root / PICTURES / "faithfulness-40-images.json").read_text())
+    report = json.loads((root / PICTURES / "faithfulness-20-images.json").read_text())
     assert [row["map"] for row in report["rows"]][-1] == "random" and len(report["rows"]) == 6
     for row in report["rows"][:-1]:
         for kind in ("mean_deletion", "mean_insertion", "blur_deletion", "blur_insertion"):

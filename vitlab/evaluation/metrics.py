@@ -78,7 +78,9 @@ def bootstrap_mean(values: ArrayLike, *, resamples: int = 10_000, seed: int = 0)
     scipy.stats.bootstrap draws the same resamples, but rounds the last bit of a mean differently."""
     values = np.asarray(values, dtype=np.float64)
     rng = np.random.default_rng(seed)
-    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(resamples)]
+    block = max(1, 1_000_000 // len(values))  # resamples at once
+    sizes = [min(block, resamples - first) for first in range(0, resamples, block)]
+    means = np.concatenate([values[rng.integers(len(values), size=(n, len(values)))].mean(axis=1) for n in sizes])
     return np.quantile(means, [0.025, 0.975]).tolist()
 
 
