@@ -13,9 +13,10 @@ from conftest import ROOT, run
 from PIL import Image
 
 import results
+import visualize
 from model import VisionTransformer
 from vitlab.catalog import DATASETS
-from vitlab.config import SETTINGS, SPELLINGS, TrainConfig, read_settings
+from vitlab.config import SETTINGS, TrainConfig, read_settings
 from vitlab.models.registry import count_flops, count_parameters
 from vitlab.study.tables import duration
 
@@ -46,19 +47,22 @@ def test_every_setting_is_in_the_table_with_its_default():
             assert float(row[1]) == field.default, name
 
 
+@pytest.fixture(scope="module")
+def flags():
+    """The flags of all scripts and their commands."""
+    asked = [[name] for name in SCRIPTS] + [["vitlab.datasets.shards"]]
+    asked += [
+        ["visualize.py", command] for command in ("explorer", *visualize.IMAGE_COMMANDS, *visualize.MODEL_COMMANDS)
+    ]
+    return set(re.findall(r"--(\w[\w-]*)", "".join(run(*words, "--help").stdout for words in asked)))
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_flags_it_names_exist(page):
-    known = set(SPELLINGS)
-    known |= set("config mode index image_path no_image no-qkv_bias rounds layers heads target frame_ms file".split())
-    known |= set("models patch_sizes train_sizes min_steps grid seeds learning_rates reference jobs help half".split())
-    known |= set("int8 attention images".split())
-    known |= set(
-        "standalone nproc_per_node nnodes max-restarts rdzv_id rdzv_backend rdzv_endpoint".split()
-    )  # torchrun's
-    known |= set("nodes ntasks-per-node gpus-per-node gpus cpus-per-task time requeue signal array".split())  # SLURM's
-    known |= set("fsdp grad_checkpointing sync_batchnorm".split())
-    known |= {"cold_start", "operations", "loader", "no_pictures", "classes", "mean", "std", "index-url"}  # pip's
-    for flag in set(re.findall(r"(?<![\w-])--([a-z][\w-]*)", PAGES[page])):
+def test_flags_it_names_exist(page, flags):
+    torchrun = "standalone nproc_per_node nnodes max-restarts rdzv_id rdzv_backend rdzv_endpoint".split()
+    slurm = "nodes ntasks-per-node gpus-per-node gpus cpus-per-task time requeue signal array".split()
+    known = {*flags, *torchrun, *slurm, "index-url", "no-NAME"}
+    for flag in set(re.findall(r"(?<![\w-])--([a-zA-Z][\w-]*)", PAGES[page])):
         assert flag in known, flag
 
 
@@ -250,14 +254,6 @@ def test_the_speeds_told_are_the_measured_ones():
     assert f"The slowest augmentation, `{slowest}`, takes {100 * shares[slowest]:.1f} % of the step" in text
     for seconds in report["seeing"].values():
         assert f"{seconds:.2f} s" in text
-
-
-def test_set_up_is_two_commands():
-    first = re.search(r"(?:^    .+\n)+", README, flags=re.M)[0]
-    assert [line.strip() for line in first.splitlines()] == [
-        "pip install -r requirements.txt && python train.py --dataset digits --epochs 40",
-        "pip install -r requirements-dev.txt && python -m pytest",
-    ]
 
 
 def test_digits_defaults_are_told():

@@ -92,7 +92,7 @@ class ModelSettings:
     num_heads: int = setting(4, "attention heads; divide the width", "n_attention_heads", low=1, high=65536)
     mlp_ratio: float = setting(2.0, "hidden width of the MLP over embed_dim", "forward_mul", above=0, high=64)
     qkv_bias: bool = setting(True, "biases in the query, key and value projections")
-    qk_norm: bool = setting(False, "norms of each head's queries and keys, for higher learning rates")
+    qk_norm: bool = setting(False, "norms of each head's queries and keys (arXiv:2302.05442)")
     drop_rate: float = setting(0.1, "dropout inside the MLP", "dropout", low=0, high=0.99)
     attn_drop_rate: float = setting(0.0, "dropout of the attention weights", low=0, high=0.99)
     drop_path_rate: float = setting(0.0, "stochastic depth of the last block", low=0, high=0.99)
