@@ -20,6 +20,7 @@ everything else to output/NAME/visualize/, or to --output_path. File names tell 
 """
 
 import argparse
+import contextlib
 import sys
 
 from vitlab.catalog import DEFAULT_MODEL
@@ -134,8 +135,9 @@ def main() -> int:
     for note in checkpoint.notes:
         print(note)
     view = View(checkpoint, args, run_settings)
-    with float32_as("ieee"):
-        if args.command == "explorer":
+    is_explorer = args.command == "explorer"  # on the CPU, and torch's exporter does not work within float32_as
+    with contextlib.nullcontext() if is_explorer else float32_as("ieee"):
+        if is_explorer:
             print(*draw_explorer(view), sep="\n")
         elif args.command in MODEL_COMMANDS:
             print(*MODEL_VIEWS[args.command](view), sep="\n")

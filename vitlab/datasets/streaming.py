@@ -81,12 +81,12 @@ class ShardStream(torch.utils.data.IterableDataset):
         for url in (source["url"] for source in sources):
             places, number = self.places[url].tolist(), 0
             try:
-                stream = open(url, "rb")  # webdataset would take the letter of a drive for a protocol
-                for sample in group_by_keys(tar_file_expander([{"url": url, "stream": stream}])):
-                    if suffix := image_of([name for name in sample if not name.startswith("__")]):
-                        if number < len(places) and places[number] >= 0:
-                            yield places[number], ReadImage(Shard(url, len(places)), number, sample[suffix])
-                        number += 1
+                with open(url, "rb") as stream:  # webdataset would take the letter of a drive for a protocol
+                    for sample in group_by_keys(tar_file_expander([{"url": url, "stream": stream}])):
+                        if suffix := image_of([name for name in sample if not name.startswith("__")]):
+                            if number < len(places) and places[number] >= 0:
+                                yield places[number], ReadImage(Shard(url, len(places)), number, sample[suffix])
+                            number += 1
             except Exception as error:  # tarfile and webdataset raise whatever they like
                 raise UserError(unreadable(url, error)) from None
             Shard(url, len(places)).check(number)
