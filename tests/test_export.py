@@ -36,10 +36,10 @@ KINDS = {
 }
 
 
-def save_small(path, kind="cls"):
+def save_small(path, kind="cls", **settings):
     """A small model of that kind with weights and batch-norm statistics that are not fresh, in a file."""
     sizes = {} if "model" in KINDS[kind] else dict(embed_dim=24, depth=2, num_heads=3)
-    config = TrainConfig.create(dataset="cifar10", img_size=16, **sizes, **KINDS[kind])
+    config = TrainConfig.create(dataset="cifar10", img_size=16, **sizes, **KINDS[kind], **settings)
     model = build_model(config)
     generator = torch.Generator().manual_seed(1)
     for name, value in model.state_dict().items():
