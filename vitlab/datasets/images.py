@@ -96,8 +96,8 @@ def upright(image: Image.Image) -> Image.Image:
     return to_rgb(image)
 
 
-def turned(image: Image.Image) -> Image.Image:
-    """The same of an image that somebody else holds, which stays as it is: a copy, upright and RGB."""
+def upright_copy(image: Image.Image) -> Image.Image:
+    """The same as a copy, of a PIL image that somebody else holds."""
     return to_rgb(ImageOps.exif_transpose(image))
 
 
