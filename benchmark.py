@@ -23,8 +23,8 @@ rate of a large matrix product that is.
 --loader reads the training images of a folder at 224 pixels (--image_size), cropped at random from their files, next to
 torchvision's ImageFolder in a DataLoader with as many workers, and to the same in shards (if webdataset is installed).
 
-Cold starts come last, each the median of 5 processes: time and peak memory of every script's --help, and the
-time of a prediction (test.py --mode custom) beyond that of `import torch`.
+Cold starts come last, each the median of 5 processes (or of --rounds, if that is less): time and peak memory of every
+script's --help, and the time of a prediction (test.py --mode custom) beyond that of `import torch`.
 """
 
 import json
@@ -77,7 +77,7 @@ def start(command: list) -> tuple[float, float]:
     return seconds, usage.ru_maxrss * unit / 1e6
 
 
-def time_cold_starts(repeats: int = 5) -> dict:
+def time_cold_starts(repeats: int) -> dict:
     """Seconds and peak memory (MB) of every script's --help, and seconds of one prediction beyond `import torch`.
     Each is the median of `repeats` processes; they take turns."""
     with tempfile.TemporaryDirectory() as folder:
@@ -171,7 +171,7 @@ def main():
     path = Path(config.output_path) / "benchmark" / "report.json"
     others = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if only["cold_start"]:
-        measured = time_cold_starts()
+        measured = time_cold_starts(min(rounds, 5))
         print_cold_starts(measured)
         print(write_json(path, {**others, "cold_start": measured}))
         return 0
@@ -214,7 +214,7 @@ def main():
     write_json(path, report)
     sys.stdout.flush()
     # in a process without torch (see start), which adds them to the report
-    command = [sys.executable, __file__, "--cold_start", "--output_path", config.output_path]
+    command = [sys.executable, __file__, "--cold_start", "--rounds", str(rounds), "--output_path", config.output_path]
     return subprocess.run(command).returncode
 
 

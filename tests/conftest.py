@@ -5,6 +5,7 @@ import http.server
 import multiprocessing.forkserver
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 
 os.environ["OMP_NUM_THREADS"] = "1"  # two pytest workers, each with its scripts, share the cores
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job of a shell script; tests send it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @functools.cache

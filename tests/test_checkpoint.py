@@ -71,7 +71,9 @@ def test_a_picture_is_what_its_file_is(tmp_path):
     turn[0x0112] = 6  # the camera was held upright
     noise.save(tmp_path / "turned.png", exif=turn)
     noise.save(tmp_path / "clear.png", transparency=(9, 99, 199))
-    for name in ("turned.png", "clear.png"):
+    grey = np.asarray(noise.convert("L")).astype(np.int32)
+    Image.fromarray(grey * 256).save(tmp_path / "deep.pgm")
+    for name in ("turned.png", "clear.png", "deep.pgm"):
         with Image.open(tmp_path / name) as image:
             assert torch.equal(found.batch(image), found.batch(tmp_path / name))
             assert image.size == (24, 16) and not torch.equal(found.batch(image), found.batch(noise))

@@ -44,10 +44,15 @@ def test_both_spellings_are_one_setting():
 
 def test_a_command_of_a_script_suggests_its_flags():
     parser = Parser()
-    parser.add_subparsers().add_parser("gif").add_argument("--frame_ms", type=int)
+    commands = parser.add_subparsers()
+    commands.add_parser("gif").add_argument("--frame_ms", type=int)
+    commands.add_parser("filters")
     assert parser.parse_args(["gif", "--frame-ms", "30"]).frame_ms == 30
     with pytest.raises(UserError, match="--frame_mss is no flag; did you mean --frame_ms"):
         parser.parse_args(["gif", "--frame_mss", "30"])
+    for command in (["filters", "--frame-ms", "30"], ["--frame_ms=30", "gif"]):
+        with pytest.raises(UserError, match="--frame.ms.* is a flag of gif; give it after that"):
+            parser.parse_args(command)
 
 
 def test_more_asked_for_than_there_are():
@@ -123,6 +128,9 @@ def test_bad_flags_are_refused_in_one_line(argv, words):
         ("n_layers: 3\ndepth: 4", ["depth", "twice"]),
         ("epochs: 1\nepochs: 2", ["epochs is there twice"]),
         ("learning_rate: [1]", ["--learning_rate"]),
+        ("folder_name: 2024-06-01", ["--folder_name 2024-06-01", "put it in quotes"]),
+        ("folder_name: 2024-13-45", ["not YAML"]),
+        ("epochs: !!int x", ["not YAML"]),
         ("- a", ["setting: value"]),
         ("a: [", ["not YAML"]),
     ],

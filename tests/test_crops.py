@@ -16,6 +16,7 @@ from vitlab.config import TrainConfig
 from vitlab.datasets import augment
 from vitlab.datasets.batches import FileBatches, TensorBatches
 from vitlab.datasets.decoding import crop_at_random
+from vitlab.datasets.folders import FolderIndex
 from vitlab.datasets.images import open_image, square, to_pixels
 from vitlab.datasets.splits import load_data
 from vitlab.settings import CROPPING
@@ -111,7 +112,7 @@ def test_what_does_not_fit_in_memory_is_cropped_at_random(photos):
         assert isinstance(sets.train, FileBatches)
         assert (cropped.crop_scale, cropped.crop_pct) == ((0.08, 1.0), 0.875)
         assert any("8% to 100%" in note and "87.5%" in note for note in sets.notes)
-        file = sets.test.dataset.files[0][0] if isinstance(sets.test, FileBatches) else photos / "china/1.jpg"
+        file = FolderIndex(photos).splits["test"][0][0]
         expected = to_pixels(open_image(file), 32, 3, 0.875)
         seen = torch.cat(epoch(sets.test)) * 0.25 + 0.5
         assert (seen * 255).round().byte().eq(expected).flatten(1).all(1).any()

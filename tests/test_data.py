@@ -1,11 +1,13 @@
 """Real digits, real CIFAR, real image files."""
 
 import collections
+import http.client
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -242,6 +244,10 @@ def test_a_failed_download_leaves_nothing_behind(server, tmp_path, monkeypatch, 
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match="could not be downloaded"):
         download_cifar("cifar10", root)
+    with monkeypatch.context() as patch:
+        patch.setattr(utils, "_urlretrieve", Mock(side_effect=http.client.BadStatusLine("no HTTP")))  # as of a proxy
+        with pytest.raises(UserError, match="could not be downloaded"):
+            download_cifar("cifar10", root)
     monkeypatch.setattr(utils, "_urlretrieve", lambda url, file: os.kill(os.getpid(), 2))  # Ctrl-C
     with pytest.raises(KeyboardInterrupt):
         download_cifar("cifar10", root)

@@ -124,12 +124,17 @@ def test_what_is_not_clear_is_asked_for(tmp_path):
         settings(f"{tmp_path},names=fine")
 
 
+def test_two_splits_for_one_are_refused():
+    with pytest.raises(UserError, match="set has two val splits, train, validation, dev; make one of them"):
+        hub.name_splits("set", dict.fromkeys(("train", "validation", "dev")))
+
+
 def test_an_image_that_no_decoder_reads_is_left_out_and_named(tmp_path, capsys):
     path, good = tmp_path / "train.parquet", [{"bytes": png(image), "path": None} for image in draw(30)]
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=NAMES))
     for broken, remedy in ((1, "left out"), (9, "unreadable")):
         bad = [{"bytes": b"no image", "path": None}] * (broken - 1) + [None]
-        images = [*good[broken:], *bad]
+        images = [*bad, *good[broken:]]  # row 0 is a training image
         datasets.Dataset.from_dict({"image": images, "label": 10 * [0, 1, 2]}, features=features).to_parquet(path)
         hub.open_hub.cache_clear()
         if broken == 1:

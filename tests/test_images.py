@@ -10,7 +10,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from vitlab.cli import UserError
-from vitlab.datasets.images import open_image, open_images, square, to_pixels
+from vitlab.datasets.images import open_image, open_images, square, to_pixels, upright_frame
 
 
 def quarters(mode="RGB"):
@@ -104,6 +104,8 @@ def test_twelve_bits_are_scaled_as_twelve(tmp_path):
     file = b"II*\0" + struct.pack("<I", 12) + pixels + struct.pack("<H", len(tags)) + entries + bytes(4)
     (tmp_path / "a.tif").write_bytes(file)
     assert [open_image(tmp_path / "a.tif").getpixel((x, 0))[0] for x in (0, 1)] == [128, 255]
+    with Image.open(tmp_path / "a.tif") as image:
+        assert [upright_frame(image).getpixel((x, 0))[0] for x in (0, 1)] == [128, 255]
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.int32, np.int16])

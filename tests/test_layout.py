@@ -68,7 +68,7 @@ def test_a_split_without_labels_is_not_used_and_that_is_said(tmp_path, unlabelle
     assert [note.split(":")[0] for note in layout.notes] == [
         f"{tmp_path / 'extra'} is not used",
         f"{tmp_path / 'test'} is not used",
-        f"the test split is a fifth of {tmp_path / 'train'}, always the same",
+        f"the test split is a fifth of {tmp_path / 'train'}, chosen by file names",
     ]
     assert find_layout(tree(tmp_path, "val")).test == tmp_path / "val"
 
@@ -142,6 +142,17 @@ def test_imagenet_is_read_as_it_is_unpacked(tmp_path, labels):
     truth = {f"ILSVRC2012_val_{i:08d}.JPEG": label for i, label in enumerate(TRUTH, 1)}
     assert {file.name: label for file, label in index.splits["test"]} == truth
     assert index.splits["train"][2][0] == root / f"train/{IDS[1]}/{IDS[1]}_0.JPEG"
+
+
+def test_kaggles_labels_from_a_spreadsheet(tmp_path):
+    write_kaggle(imagenet(tmp_path))
+    file = tmp_path / "LOC_val_solution.csv"
+    lines = file.read_text()
+    file.write_text(lines, encoding="utf-8-sig")
+    assert len(FolderIndex(tmp_path).splits["test"]) == 4
+    file.write_text(lines.replace(",", ";"))
+    with pytest.raises(UserError, match="lacks the columns ImageId and PredictionString; put the original"):
+        FolderIndex(tmp_path)
 
 
 def test_imagenet_with_half_of_its_devkit_is_refused(tmp_path):

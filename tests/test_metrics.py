@@ -1,7 +1,10 @@
 """metrics.py on numbers worked out by hand."""
 
+import json
+
 import numpy as np
 import pytest
+from conftest import run
 from scipy.stats import binomtest
 
 from vitlab.evaluation import metrics
@@ -62,6 +65,13 @@ def test_bootstrap_of_seeds_with_images_of_their_own():
     spread = (values.mean(1).var() / 8 + 1 / (8 * 500)) ** 0.5
     assert (high - low) / 2 == pytest.approx(1.96 * spread, rel=0.07)
     assert low < values.mean() < high
+
+
+def test_with_few_seeds_the_intervals_are_too_narrow_if_seeds_differ(tmp_path):
+    done = run("demos.interval_coverage", "--studies", 40, "--images", 500, "--resamples", 100, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    held = json.loads((tmp_path / "output/interval_coverage.json").read_text())["held_by_standard_deviation"]
+    assert held["0.3"] > 0.93 > held["3"]
 
 
 def test_mcnemar():

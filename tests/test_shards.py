@@ -24,7 +24,7 @@ from vitlab.datasets.batches import FileBatches, TensorBatches
 from vitlab.datasets.shards import pack
 from vitlab.datasets.splits import load_data
 from vitlab.datasets.streaming import ShardBatches, rounds_before
-from vitlab.shards import find_samples, image_of, open_shards
+from vitlab.shards import expand, find_samples, image_of, open_shards
 
 N = 120  # training images; the grey value of an image is its number
 STREAM = ("--dataset", "webdataset", "--image_size", 8, "--patch_size", 4, "--cache_gb", 0, "--crop_scale", 0)
@@ -121,7 +121,7 @@ def test_a_folder_of_one_tree_gets_the_same_test_split(folder, tmp_path):
     [
         ((), ["DIR and OUT"]),
         (("{folder}",), ["DIR and OUT"]),
-        (("{folder}", "{shards}"), ["{shards} is not empty", "choose a new folder"]),
+        (("{folder}", "{shards}"), ["{shards} exists already", "choose a new folder"]),
         (("{tmp}/none", "{tmp}/out"), ["{tmp}/none is not a folder"]),
         (("{folder}", "{tmp}/out", "--images_per_shard", "0"), ["--images_per_shard 0", "from 1 on"]),
         (("--index", "{shards}"), ["is a folder", "{000..099}.tar"]),
@@ -437,7 +437,7 @@ def test_a_damaged_shard_ends_a_training_in_one_line(shards, tmp_path):
 @pytest.mark.parametrize(
     ("data_path", "words"),
     [
-        ("{}/train-{{000000..000009}}.tar", "train-000007.tar is not in"),
+        ("{}/train-{{000000..000009}}.tar", "/shards.json; remove that file and run"),
         ("{}/test-{{000000..000001}}.tar", "no shard of training images"),
         ("none/{{0..3}}.tar", "none is not there; give a folder"),
         ("{}/train-{{0..", "is no pattern"),
@@ -451,6 +451,10 @@ def test_a_damaged_shard_ends_a_training_in_one_line(shards, tmp_path):
 def test_patterns_that_name_no_shards(data_path, words, shards):
     with pytest.raises(UserError, match=re.escape(words)):
         open_shards(data_path.format(shards))
+
+
+def test_a_backslash_divides_folders_on_windows():
+    assert list(map(str, expand(r"there\{0..1}.tar"))) == [r"there\0.tar", r"there\1.tar"]
 
 
 def test_without_the_library(shards, monkeypatch):

@@ -21,7 +21,7 @@ from torch import nn
 from vitlab.catalog import ARGUMENTS, AT_DATA_PATH, DATASETS, channel_statistics, describe
 from vitlab.cli import UserError
 from vitlab.config import SETTINGS, TrainConfig, flag, read_settings
-from vitlab.datasets.images import open_image, to_batch, upright_copy
+from vitlab.datasets.images import open_image, to_batch, upright_frame
 from vitlab.hardware import float32_as, send
 from vitlab.models import foreign_weights
 from vitlab.models.registry import MODELS
@@ -143,7 +143,7 @@ class Checkpoint:
     def batch(self, image: Picture) -> torch.Tensor:
         """An image as the model takes it: normalised floats, 1 x in_chans x img_size x img_size, on its device."""
         model = self.model
-        image = upright_copy(image) if isinstance(image, Image.Image) else open_image(image)
+        image = upright_frame(image) if isinstance(image, Image.Image) else open_image(image)
         sizes = dict(img_size=model.img_size, in_chans=model.in_chans, crop_pct=self.crop_pct)
         images = to_batch(image, **sizes, mean=self.mean, std=self.std)
         return send(images, next(model.parameters()).device)

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Iterable
 
 from vitlab.cli import UserError
-from vitlab.config import SETTINGS, add_flags, in_groups, read_settings
+from vitlab.config import SETTINGS, in_groups, read_settings
 
 FACTS = ("classes", "mean", "std")  # of load_checkpoint, besides the data set and the model's arguments
 
@@ -23,17 +23,15 @@ def read_names(file: str) -> tuple[str, ...]:
 
 def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
     """Add --dataset, the model's settings, and --classes, --mean and --std to a parser."""
-    add_flags(parser, ("dataset", *in_groups("model")))
-    parser.add_argument(
-        "--classes", type=read_names, metavar="FILE", help="of a foreign file: its classes, one name a line"
+    group = parser.add_argument_group(
+        "what the checkpoint is", "For weights from other code. A checkpoint of train.py says it itself."
     )
+    for name in ("dataset", *in_groups("model")):
+        SETTINGS[name].add_to(group, tell_default=False)
+    group.add_argument("--classes", type=read_names, metavar="FILE", help="its classes, one name a line")
     for name, what in (("mean", "mean"), ("std", "standard deviation")):
-        parser.add_argument(
-            f"--{name}",
-            type=SETTINGS[name].convert_one,
-            nargs="+",
-            help=f"of a foreign file: {what} of each channel, for images in 0..1",
-        )
+        help_text = f"{what} of each channel, for images in 0..1"
+        group.add_argument(f"--{name}", type=SETTINGS[name].convert_one, nargs="+", help=help_text)
 
 
 def split_flags(flags: dict, run_names: Iterable[str]) -> tuple[dict, dict]:

@@ -36,15 +36,18 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Called by argparse; the flag leads the message."""
         if unknown := re.match(r"unrecognized arguments: (-\S+)", message):
-            near = difflib.get_close_matches(unknown[1].split("=")[0], self.flags(), n=1)
-            message = f"{unknown[1]} is no flag" + (f"; did you mean {near[0]}?" if near else "; --help lists them")
+            message = f"{unknown[1]} {self.remedy(re.sub(r'(?<=[^-])-', '_', unknown[1].split('=')[0]))}"
         raise UserError(re.sub(r"^argument (\S+): ", r"\1: ", message))
 
-    def flags(self) -> list[str]:
-        """Its flags, and those of its commands."""
-        commands = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
-        parsers = [parser for action in commands for parser in action.choices.values()]
-        return [*self._option_string_actions, *(flag for parser in parsers for flag in parser.flags())]
+    def remedy(self, unknown: str) -> str:
+        """What to do instead of giving a flag that is unknown where it was given."""
+        actions = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        commands = {name: parser for action in actions for name, parser in action.choices.items()}
+        if having := [name for name, parser in commands.items() if unknown in parser._option_string_actions]:
+            return f"is a flag of {', '.join(having)}; give it after {'one of these' if having[1:] else 'that'}"
+        flags = {flag: None for parser in (self, *commands.values()) for flag in parser._option_string_actions}
+        near = difflib.get_close_matches(unknown, flags, n=1)
+        return f"is no flag; did you mean {near[0]}?" if near else "is no flag; --help lists them"
 
 
 def whole_number(flag: str, *, low: int = 0, high: int | None = None) -> Callable[[object], int]:

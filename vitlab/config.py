@@ -95,7 +95,9 @@ class ModelSettings:
     qk_norm: bool = setting(False, "norms of each head's queries and keys (arXiv:2302.05442)")
     drop_rate: float = setting(0.1, "dropout inside the MLP", "dropout", low=0, high=0.99)
     attn_drop_rate: float = setting(0.0, "dropout of the attention weights", low=0, high=0.99)
-    drop_path_rate: float = setting(0.0, "stochastic depth of the last block", low=0, high=0.99)
+    drop_path_rate: float = setting(
+        0.0, "stochastic depth: from 0 in the first block to this in the last", low=0, high=0.99
+    )
     stem: str = setting(
         "linear",
         "linear: patches; conv: convolutions; whitened: convolutions of whitened pixels",

@@ -44,8 +44,13 @@ class HubImage:
         except OSError as error:
             raise UserError(f"{self}: {image['path']} cannot be read ({error.strerror}); put it there") from None
 
+    @property
+    def place(self) -> str:
+        """The same within its set, wherever that lies."""
+        return f"row {self.row}"
+
     def __str__(self) -> str:
-        return f"{self.name}, row {self.row}"
+        return f"{self.name}, {self.place}"
 
 
 @dataclass(frozen=True)
@@ -152,7 +157,11 @@ def name_splits(source: str, tables: dict[str, Any]) -> tuple[dict[str, Any], li
     """The tables as "train", "val" and "test", and a line for each that is none of these. One table alone is train."""
     if len(tables) == 1:
         return {"train": next(iter(tables.values()))}, []
-    named = {split_of(name): table for name, table in tables.items()}
+    named = {}
+    for name, table in tables.items():
+        if (split := split_of(name)) in named and split:
+            raise UserError(f"--data_path {source} has two {split} splits, {', '.join(tables)}; make one of them")
+        named[split] = table
     if "train" not in named:
         raise UserError(f"--data_path {source} has the splits {', '.join(tables)}, but no train; choose another set")
     notes = [f"{source}: {name} is not used: it is no split" for name in tables if not split_of(name)]

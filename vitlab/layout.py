@@ -106,7 +106,7 @@ def find_layout(data_path: str | Path) -> Layout:
     notes = [f"{root / name} is not used: it is no split" for name in unused]
     notes += [f"{splits[split]} is not used: it has no class folders" for split in splits.keys() - labelled.keys()]
     if not labelled:
-        notes.append(f"the test split is a fifth of {train}, always the same")
+        notes.append(f"the test split is a fifth of {train}, chosen by file names")
     test = labelled.get("test", labelled.get("val"))
     return Layout(
         classes, class_names(root, classes), train, labelled["val"] if len(labelled) == 2 else None, test, tuple(notes)
@@ -194,7 +194,7 @@ def find_file(folder: Path, name: str) -> Path | None:
     """A file of that name in a folder or up to four above it (Kaggle unpacks val/ to ILSVRC/Data/CLS-LOC/), each with
     the folders INSIDE it."""
     places = (place / inside / name for place in [folder, *folder.absolute().parents[:4]] for inside in INSIDE)
-    return next((place for place in places if place.is_file()), None)
+    return next((place for place in places if os.path.isfile(place)), None)  # False too where one may not look
 
 
 def label_file(folder: Path) -> Path | None:
@@ -211,10 +211,13 @@ def read_labels(folder: Path) -> dict[str, str]:
     path = label_file(folder)
     if path.name == DEVKIT:
         return read_devkit(path)
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     if path.name == KAGGLE:
-        rows = ((row["ImageId"], (row["PredictionString"] or "").split()) for row in csv.DictReader(lines))
-        return {f"{name}.JPEG": words[0] for name, words in rows if words}
+        rows = list(csv.DictReader(lines))
+        if not rows or not {"ImageId", "PredictionString"} <= rows[0].keys():
+            raise UserError(f"{path} lacks the columns ImageId and PredictionString; put the original file there")
+        words = {row["ImageId"]: (row["PredictionString"] or "").split() for row in rows}
+        return {f"{name}.JPEG": classes[0] for name, classes in words.items() if classes}
     return {columns[0]: columns[1] for line in lines if len(columns := line.split("\t")) > 1}
 
 

@@ -10,6 +10,7 @@ table["epochs"].convert("12")           # 12, whether from a flag, a YAML file o
 
 import argparse
 import dataclasses
+import datetime
 import os
 import types
 import typing
@@ -86,6 +87,8 @@ class Setting:
             return os.path.expanduser(os.fspath(value))
         if self.kind is str and not self.is_path and type(value) is int:
             value = str(value)  # a name of digits, in YAML
+        if self.kind is str and isinstance(value, datetime.date):
+            raise UserError(f"{self.flag} {value}: YAML takes it for a date; put it in quotes")
         if value is False and "off" in (self.choices or ()):
             value = "off"  # which YAML takes for false
         if self.kind in (bool, str) or isinstance(value, bool):
@@ -110,10 +113,10 @@ class Setting:
                 raise UserError(f"{self.flag} {value}: must be {relation} {bound}")
         return value
 
-    def add_to(self, parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    def add_to(self, parser: argparse.ArgumentParser | argparse._ArgumentGroup, *, tell_default: bool = True) -> None:
         """Add its flag to a parser. A flag that is not given is absent from the parsed result."""
         help_text = f"{', '.join(map(str, self.choices))}; {self.help}" if self.choices else self.help
-        if self.default not in (None, ()) and self.kind is not bool:
+        if tell_default and self.default not in (None, ()) and self.kind is not bool:
             help_text += f" (default: {self.default})"
         options = dict(dest=self.name, default=argparse.SUPPRESS, help=help_text.replace("%", "%%"))
         if self.kind is bool:
@@ -152,7 +155,7 @@ def read_yaml(path: str | Path) -> dict:
         raw, node = yaml.safe_load(text), yaml.compose(text)
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}; give a YAML file of settings") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, AttributeError) as error:  # of !!int x, of a date in a month 13, of no UTF-8
         raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise UserError(f"--config {path}: write one 'setting: value' a line")

@@ -65,6 +65,11 @@ class ShardImage:
         except (OSError, ValueError) as error:
             raise UserError(unreadable(self.shard.path, error)) from None
 
+    @property
+    def place(self) -> str:
+        """The same within its set, wherever that lies."""
+        return f"{Path(self.shard.path).name}, image {self.number}"
+
     def __str__(self) -> str:
         return f"{self.shard.path}, image {self.number}"
 
@@ -81,7 +86,7 @@ class ReadImage:
         """Its encoded bytes, as a file that is open for reading."""
         return io.BytesIO(self.data)
 
-    __str__ = ShardImage.__str__
+    place, __str__ = ShardImage.place, ShardImage.__str__
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,10 @@ def open_shards(data_path: str) -> ShardSet:
     for path in paths:
         entry = index["shards"].get(path.name) if path.parent == folder else None
         if entry is None:
-            raise UserError(f"--data_path {data_path}: {path} is not in {folder / INDEX}; run: {AGAIN} '{data_path}'")
+            raise UserError(
+                f"--data_path {data_path}: {path} is not in {folder / INDEX}; remove that file and run: "
+                f"{AGAIN} '{data_path}', with --classes FILE for the names of the classes"
+            )
         check_size(path, entry["bytes"])
         shard = Shard(str(path), len(entry["labels"]))
         images = [(ShardImage(shard, number), label) for number, label in enumerate(entry["labels"])]
@@ -130,7 +138,7 @@ def expand(data_path: str) -> list[Path] | None:
     if Path(data_path).is_dir():
         return None
     try:
-        texts = list(braceexpand(data_path))
+        texts = list(braceexpand(data_path, escape=False))  # a backslash divides folders on Windows
     except (UnbalancedBracesError, ValueError) as error:
         raise UserError(f"--data_path {data_path} is no pattern ({error}); as 'DIR/{{000..099}}.tar'") from None
     if other := next((text for text in texts if not text.endswith(".tar")), None):

@@ -5,10 +5,13 @@ code when they are opened, so the md5 of each is compared with the published one
 """
 
 import contextlib
+import http.client
 import pickle
 import shutil
 import socket
+import tarfile
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +21,8 @@ from torchvision import datasets
 from torchvision.datasets.utils import check_md5, download_and_extract_archive
 
 from vitlab.cli import UserError
+
+DOWNLOAD_ERRORS = (OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError, zipfile.BadZipFile)
 
 
 def cifar_class(name: str) -> type:
@@ -80,7 +85,7 @@ def cifar_folder(name: str, data_path: str | Path) -> Path:
                 shutil.copyfile(archive, workshop / cifar.filename)
             download_and_extract_archive(cifar.url, workshop, filename=cifar.filename, md5=cifar.tgz_md5)
             (workshop / cifar.base_folder).rename(folder)
-        except (OSError, RuntimeError) as error:
+        except DOWNLOAD_ERRORS as error:
             if not folder.exists():  # or else another process was faster
                 raise UserError(
                     f"{name} could not be downloaded from {cifar.url} ({error}); put the archive by hand at {archive}, "

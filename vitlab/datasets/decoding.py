@@ -4,16 +4,15 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 from torchvision.transforms import v2
 from tqdm import tqdm
 
 from vitlab.cli import UserError
 from vitlab.config import TrainConfig
-from vitlab.datasets.images import ImageSource, open_image, to_pixels, to_rgb, to_tensor
-
-ROTATED = ExifTags.Base.Orientation
+from vitlab.datasets.images import ORIENTATION, ImageSource, open_image, to_pixels, to_rgb, to_tensor
 
 
 def crop_at_random(image: Image.Image, *, size: int, scale: tuple[float, float], flip: bool, seed: int) -> Image.Image:
@@ -23,7 +22,7 @@ def crop_at_random(image: Image.Image, *, size: int, scale: tuple[float, float],
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the crop has more pixels than it needs."""
     image.seek(0)
-    if image.getexif().get(ROTATED, 1) != 1:
+    if image.getexif().get(ORIENTATION, 1) != 1:
         ImageOps.exif_transpose(image, in_place=True)
     with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator of the CPU
         torch.default_generator.manual_seed(seed)
@@ -37,6 +36,21 @@ def crop_at_random(image: Image.Image, *, size: int, scale: tuple[float, float],
     image = image if image.mode == "RGB" else to_rgb(image)
     image = image.resize((size, size), Image.Resampling.BILINEAR, box=corners)
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image
+
+
+class PathArray(Sequence):
+    """Pairs of path and label in two arrays: of a list, each worker process would come to hold a copy, because Python
+    writes to every object that it looks at. The paths of ImageNet take 0.4 GB as a list."""
+
+    def __init__(self, files: Sequence[tuple[Path, int]]):
+        self.paths = np.array([os.fsencode(path) for path, _ in files], dtype=np.bytes_)
+        self.labels = np.array([label for _, label in files], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> tuple[Path, int]:
+        return Path(os.fsdecode(self.paths[i])), int(self.labels[i])
 
 
 class DecodedFiles(torch.utils.data.Dataset):
@@ -54,7 +68,8 @@ class DecodedFiles(torch.utils.data.Dataset):
         scale: tuple[float, float] = (1.0, 1.0),
         flip: bool = False,
     ):
-        self.files, self.size, self.in_chans = files, size, in_chans
+        self.files = PathArray(files) if all(isinstance(file, Path) for file, _ in files) else files
+        self.size, self.in_chans = size, in_chans
         self.crop_pct, self.scale, self.flip = crop_pct or 1.0, scale, flip
 
     def __len__(self) -> int:
@@ -80,6 +95,13 @@ def stack_pixels(items: Sequence[tuple]) -> torch.Tensor | str:
     """The images of DecodedFiles' items as one batch, or the error of one that cannot be read."""
     errors = [error for _, _, error in items if error]
     return errors[0] if errors else torch.stack([pixels for pixels, _, _ in items])
+
+
+def stack_readable(items: Sequence[tuple]) -> tuple[torch.Tensor | None, list[str | None]]:
+    """The readable images of DecodedFiles' items as one tensor (None if there are none), and the error of each item, or
+    None. A tensor for each image would take a file descriptor each on its way from the worker."""
+    readable = [pixels for pixels, _, error in items if not error]
+    return torch.stack(readable) if readable else None, [error for _, _, error in items]
 
 
 def count_workers(config: TrainConfig) -> int:
@@ -111,17 +133,16 @@ def decode(
         DecodedFiles(files, size, in_chans, config.crop_pct),
         batch_size=32,
         num_workers=count_workers(config),
-        collate_fn=list,
+        collate_fn=stack_readable,
     )
-    readable, errors = [], []
+    readable, errors, remaining = [], [], iter(files)
     with tqdm(total=len(files), desc=f"decode {split}", leave=False, disable=None, unit="image") as bar:
-        for i, (pixels, _, error) in enumerate(item for batch in loader for item in batch):
-            bar.update()
-            if error:
-                errors.append(error)
-                continue
-            images[len(readable)] = pixels
-            readable.append(files[i])
+        for pixels, errors_of_batch in loader:
+            if pixels is not None:
+                images[len(readable) : len(readable) + len(pixels)] = pixels
+            readable += [file for error, file in zip(errors_of_batch, remaining) if not error]
+            errors += filter(None, errors_of_batch)
+            bar.update(len(errors_of_batch))
     for error in errors:
         print(f"left out: {error}")
     if len(errors) > len(files) / 10:

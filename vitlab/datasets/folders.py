@@ -1,6 +1,7 @@
 """Folders of images: which files belong to which class and split."""
 
 import collections
+import contextlib
 import hashlib
 import itertools
 from collections.abc import Sequence
@@ -10,17 +11,20 @@ from pathlib import Path
 import numpy as np
 
 from vitlab.cli import UserError
-from vitlab.datasets.images import count_others, find_images
+from vitlab.datasets.images import ImageSource, count_others, find_images
 from vitlab.layout import class_folders, find_layout, label_file, read_labels
 
 MOST_COMPARED = 50_000  # files that find_copies looks at
-TEST_SEED = 0  # for cutting off test images: they are the same whatever the seed of a training
+TEST_SEED = 0  # for choosing test images: they are the same whatever the seed of a training
 
 
 def stratified_order(labels: Sequence[int], seed: int) -> np.ndarray:
     """A seeded order of the indices 0..n-1 in which every prefix holds the classes in proportion."""
-    labels = np.asarray(labels)
-    order = np.random.RandomState(seed).permutation(len(labels))
+    return spread_classes(np.asarray(labels), np.random.RandomState(seed).permutation(len(labels)))
+
+
+def spread_classes(labels: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """An order of indices, changed so that every prefix holds the classes in proportion; that within a class stays."""
     place = np.empty(len(labels))
     for label in np.unique(labels):
         members = order[labels[order] == label]
@@ -29,9 +33,19 @@ def stratified_order(labels: Sequence[int], seed: int) -> np.ndarray:
 
 
 def cut_test(files: Sequence[tuple[Path, int]]) -> tuple[list, list]:
-    """Pairs of path and label as (train, test), in their order: a fixed, stratified fifth is the test split."""
-    order, n_test = stratified_order([label for _, label in files], TEST_SEED), round(len(files) / 5)
+    """Pairs of path and label as (train, test), in their order: a stratified fifth is the test split.
+
+    It is chosen by the files' names. So it hardly changes when images are added, and a model that was trained before
+    is not tested on what it was trained on."""
+    hashes = [hashlib.sha256(name_of(file).encode("utf-8", "surrogateescape")).digest() for file, _ in files]
+    order = np.array(sorted(range(len(files)), key=hashes.__getitem__), dtype=int)
+    order, n_test = spread_classes(np.array([label for _, label in files]), order), round(len(files) / 5)
     return [files[i] for i in sorted(order[n_test:])], [files[i] for i in sorted(order[:n_test])]
+
+
+def name_of(file: Path | ImageSource) -> str:
+    """What stays of an image's path when the data set is moved: the file and its folder."""
+    return "/".join(file.parts[-2:]) if isinstance(file, Path) else file.place
 
 
 @dataclass
@@ -58,7 +72,7 @@ def with_test(index: FileIndex) -> FileIndex:
     index.splits = {"val": None, **index.splits}
     if "test" not in index.splits:
         index.splits["train"], index.splits["test"] = cut_test(index.splits["train"])
-        index.notes = [*index.notes, "the test split is a fifth of the training images, always the same"]
+        index.notes = [*index.notes, "the test split is a fifth of the training images, chosen by their names"]
     return index
 
 
@@ -66,7 +80,7 @@ class FolderIndex(FileIndex):
     """The image files below a folder, sorted by class and path; the classes are sorted too.
 
     Layouts: DIR/train/CLASS/* with DIR/test or DIR/val (either is the test split; if both exist, val/ is the
-    validation split), or one tree DIR/CLASS/*, of which a fixed, stratified fifth is the test split. A split
+    validation split), or one tree DIR/CLASS/*, of which a stratified fifth is the test split (cut_test). A split
     without class folders may have a file of labels, as ImageNet's val/ and Tiny ImageNet's.
 
     Raises UserError if there are no classes, if a class has no images, or if train/ lacks a class.
@@ -127,12 +141,14 @@ def find_copies(splits: dict[str, Sequence[tuple[Path, int]]]) -> list[str]:
     of_size = collections.defaultdict(list)
     for split, files in splits.items():
         for file, _ in files:
-            of_size[file.stat().st_size].append((split, file))
+            with contextlib.suppress(OSError):  # who decodes it tells that it cannot be read
+                of_size[file.stat().st_size].append((split, file))
     contents = {split: collections.defaultdict(list) for split in splits}
     for same_size in of_size.values():
         if len({split for split, _ in same_size}) > 1:
             for split, file in same_size:
-                contents[split][hashlib.sha256(file.read_bytes()).digest()].append(file)
+                with contextlib.suppress(OSError):
+                    contents[split][hashlib.sha256(file.read_bytes()).digest()].append(file)
     lines = []
     for earlier, later in itertools.combinations(splits, 2):
         common = contents[earlier].keys() & contents[later].keys()

@@ -14,11 +14,13 @@ from typing import BinaryIO, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from vitlab.cli import UserError
 from vitlab.hardware import constant
 from vitlab.layout import image_suffixes, is_hidden
+
+ORIENTATION = ExifTags.Base.Orientation
 
 # ------------------------------------------------------------------------------------------- files
 
@@ -27,18 +29,22 @@ def find_images(folder: str | Path) -> tuple[list[Path], collections.Counter]:
     """The image files at any depth of a folder, sorted, and how many other files there are of which suffix.
 
     Hidden files and folders are left out. Links to folders are followed; a folder that was read already, or that
-    `folder` lies in, is not read again.
+    `folder` lies in, is not read again. UserError if a folder cannot be read.
     """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}); change its permissions, or move it away")
+
     files, others = [], collections.Counter()
     known = {str(parent) for parent in Path(os.path.realpath(folder)).parents}
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         if (real := os.path.realpath(place)) in known:
             folders.clear()
             continue
         known.add(real)
         folders[:] = [name for name in folders if not is_hidden(name)]
         for path in (Path(place, name) for name in names if not is_hidden(name)):
-            if not path.is_file():
+            if not os.path.isfile(path):
                 others["broken link"] += 1
             elif (suffix := path.suffix.lower()) in image_suffixes():
                 files.append(path)
@@ -92,17 +98,21 @@ def open_images(path: str | Path, errors: list[str]) -> Iterator[tuple[Path, Ima
 def upright(image: Image.Image) -> Image.Image:
     """A PIL image as an upright RGB image: first frame, EXIF rotation applied, then to_rgb."""
     image.seek(0)
-    ImageOps.exif_transpose(image, in_place=True)
-    return to_rgb(image)
+    return upright_frame(image)
 
 
-def upright_copy(image: Image.Image) -> Image.Image:
-    """The same as a copy, of a PIL image that somebody else holds."""
-    return to_rgb(ImageOps.exif_transpose(image))
+def upright_frame(image: Image.Image) -> Image.Image:
+    """The same of the frame that an image is at, which stays as it is."""
+    rgb = to_rgb(image)  # first, because what is turned no longer tells its format
+    rgb.getexif()[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
+    ImageOps.exif_transpose(rgb, in_place=True)
+    return rgb
 
 
 class ImageSource(Protocol):
     """An image that is no file of its own, but a row of a table or a part of a tar file. str() says where it is."""
+
+    place: str  # the same within its set, wherever that lies
 
     def open(self) -> BinaryIO:
         """Its encoded bytes, as a file that is open for reading. Raises UserError if they are not to be had."""

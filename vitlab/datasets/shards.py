@@ -10,6 +10,7 @@ the names of the shards, and shards without one of these words are for training.
 
 import io
 import json
+import os
 import re
 import shutil
 import tarfile
@@ -30,10 +31,10 @@ def pack(folder: str | Path, out: str | Path, *, images_per_shard: int = 1000, s
     """Pack the splits of a folder into OUT/SPLIT-000000.tar, ..., and write OUT/shards.json. Returns the lines about
     what is not used. Files with the same contents give the same shards, byte for byte.
 
-    Raises UserError if the folder is no data set, or OUT is not empty. OUT appears when all is written."""
+    Raises UserError if the folder is no data set, or OUT exists. OUT appears when all is written."""
     index, out = FolderIndex(folder), Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is not empty; choose a new folder")
+    if os.path.lexists(out):
+        raise UserError(f"{out} exists already; choose a new folder")
     writable_folder(out.absolute().parent, str(out))
     shards, workshop = {}, Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.absolute().parent))
     try:

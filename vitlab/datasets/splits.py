@@ -66,39 +66,46 @@ class Source:
         return Source(images, self.labels[places], self.files and [self.files[i] for i in places.tolist()])
 
 
-def read_source(config: TrainConfig, folder: FileIndex | None, split: str, *others: Source) -> Source:
-    """All images of an official split: of the folder, if the set consists of files, or of an array. `others` have been
-    read before and share its config.cache_gb.
-
-    Raises UserError if no training image of a class can be read."""
+def official_source(config: TrainConfig, folder: FileIndex | None, split: str) -> Source:
+    """All images of an official split: of the folder as files, if the set consists of files, or as an array."""
     if not folder:
         return Source(*read_split(config.dataset, config.data_path, train=split == "train"))
-    room = config.cache_gb * 1e9 - sum(other.nbytes for other in others)
-    if split == "train" and config.random_crops:
-        room = 0
-    source = Source(*decode(folder.splits[split], config, split, room))
-    if split == "train" and (missing := folder.missing(source.files)):
-        raise UserError(f"{config.data_path}: no training image of {missing[0]!r} can be read; add one, or remove it")
-    return source
+    files = folder.splits[split]
+    return Source(None, torch.tensor([label for _, label in files], dtype=torch.int64), list(files))
+
+
+def decode_source(source: Source, config: TrainConfig, folder: FileIndex | None, split: str, room: float) -> Source:
+    """A source whose images are decoded, if they consist of files and take at most `room` bytes; what cannot be read is
+    left out. UserError if it is "train" and no image of a class can be read."""
+    if not source.files:
+        return source
+    decoded = Source(*decode(source.files, config, split, 0 if split == "train" and config.random_crops else room))
+    lost = [name for name in folder.missing(decoded.files) if name not in folder.missing(source.files)]
+    if split == "train" and lost:
+        raise UserError(f"{config.data_path}: no training image of {lost[0]!r} can be read; add one, or remove it")
+    return decoded
 
 
 def read_sources(config: TrainConfig, splits: Collection[str], folder: FileIndex | None) -> dict[str, Source]:
     """The images of the splits asked for. Those for validation are cut from the training images, unless the set has
-    its own."""
-    sources = {}  # training images are read first: they are needed in each epoch
+    its own. They share config.cache_gb; training images, which are needed in each epoch, come first."""
+    sources = {}
     if "train" in splits or "val" in splits:
-        train = read_source(config, folder, "train")
+        train = official_source(config, folder, "train")
         own_val = has_own_validation(config, folder)
         train_places, val_places = cut_validation(train.labels, config, own_val)
         if "train" in splits:
             sources["train"] = train.take(train_places)
         if "val" in splits:
-            own = own_val and read_source(config, folder, "val", *sources.values())
-            sources["val"] = own or train.take(val_places)
+            sources["val"] = official_source(config, folder, "val") if own_val else train.take(val_places)
     if "test" in splits:
-        test = read_source(config, folder, "test", *sources.values())
+        test = official_source(config, folder, "test")
         places = stratified_subset(test.labels, config.num_test_images, "--num_test_images", config.dataset, TEST_SEED)
         sources["test"] = test.take(places.sort().values)
+    room = config.cache_gb * 1e9
+    for split, source in sources.items():
+        sources[split] = decode_source(source, config, folder, split, room)
+        room -= sources[split].nbytes if folder else 0
     return sources
 
 

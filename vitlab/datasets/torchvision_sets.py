@@ -5,10 +5,7 @@ used. Archives are verified by their published md5 when they are downloaded.
 """
 
 import functools
-import http.client
 import shutil
-import tarfile
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +18,10 @@ from torchvision.datasets.utils import download_and_extract_archive
 
 from vitlab.catalog import DATASETS
 from vitlab.cli import UserError
-from vitlab.datasets.cifar import workshop_in
+from vitlab.datasets.cifar import DOWNLOAD_ERRORS, workshop_in
 from vitlab.datasets.folders import FileIndex, cut_test
 from vitlab.layout import FOLDERS
 
-DOWNLOAD_ERRORS = (OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError, zipfile.BadZipFile)
 BY_SPLIT = {"train": {"split": "train"}, "test": {"split": "test"}}
 BY_TRAIN = {"train": {"train": True}, "test": {"train": False}}
 
@@ -214,7 +210,7 @@ def read_arrays(name: str, data_path: str | Path, train: bool) -> tuple[torch.Te
 
 def file_index(name: str, data_path: str | Path) -> FileIndex:
     """The image files of a set that consists of files, in torchvision's order. EuroSAT has no official split: of it, a
-    fixed, stratified fifth is the test split.
+    stratified fifth is the test split (cut_test).
 
     Raises UserError as open_split does, and if a file is missing."""
     splits: dict[str, Any] = {"val": None}
