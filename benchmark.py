@@ -162,8 +162,11 @@ def parse_args() -> tuple[TrainConfig, int, dict]:
     given = {name: value for name, value in flags.items() if name in SETTINGS}
     if flags["loader"]:
         given = {**LOADER, **given, "data_path": flags["loader"]}
+    config = TrainConfig.create(file, given)
+    if config.model != "vit":
+        raise UserError(f"--config {flags['config']}: it is of {config.model}, and only a Vision Transformer is timed")
     only = {name: flags[name] for name in ("cold_start", "operations", "loader")}
-    return TrainConfig.create(file, given), flags["rounds"], only
+    return config, flags["rounds"], only
 
 
 def main():

@@ -65,7 +65,7 @@ def sine_positions(grid_size, dim):
 class ConvStem(nn.Module):
     """Turns an image into tokens by stages that halve the side: stem_depth 3 x 3 convolutions, each with batch norm and
     ReLU, and a pooling after the first. The width grows stem_growth times by stage, from 64 to embed_dim, and a last
-    convolution does not pool (Hassani et al., arXiv:2104.05704, section 3.3; Xiao et al., arXiv:2106.14881, section 4).
+    convolution does not pool (Hassani et al., arXiv:2104.05704, section 3.3; Xiao et al., arXiv:2106.14881, section 3).
     If whitened, as in a fast CNN (Jordan, arXiv:2404.00498, section 3): first a frozen 2 x 2 convolution whitens the
     pixels (fit() sets its filters); GELU, norms without scale, filters that start as the identity; no last one."""
 

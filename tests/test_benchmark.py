@@ -113,6 +113,11 @@ def test_bad_flags_are_refused(flags, words):
     assert_refused(run("benchmark.py", *flags), *words)
 
 
+def test_other_models_are_refused(tmp_path):
+    (tmp_path / "cnn.yaml").write_text("model: simple_cnn")
+    assert_refused(run("benchmark.py", "--config", "cnn.yaml", cwd=tmp_path), "--config cnn.yaml", "simple_cnn")
+
+
 def test_cold_starts_are_of_our_scripts_alone():
     tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True).stdout.split()
     assert [f"{name}.py" for name in benchmark.SCRIPTS] == [name for name in tracked if "/" not in name]

@@ -236,6 +236,8 @@ def test_cross_validation_holds_out_each_image_once(tmp_path):
         (["--folds", "1"], ["--folds 1", "from 2 on"]),
         (["--jobs", "0"], ["--jobs 0"]),
         (["--min_steps", "9"], ["--min_steps 9", "--train_sizes"]),
+        (["--models", "vit", "mlp", "--optimizer", "muon"], ["--optimizer muon", "no block"]),
+        (["--freeze", "2"], ["--freeze 2", "give head"]),
         (["--folder_name", "a/b"], ["--folder_name 'a/b'"]),
         (["--epochs", "two"], ["--epochs 'two'"]),
         (["--dataset", "imagenet"], ["imagenet", "cifar10"]),

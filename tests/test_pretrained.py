@@ -256,6 +256,13 @@ def test_what_has_no_counterpart_is_refused_by_its_name(tmp_path, make, config, 
         assert "\n" not in str(caught.value)
 
 
+def test_patches_that_no_convolution_cuts_are_refused(tmp_path):
+    for shape in ((48, 48), (48, 3, 2, 8, 8)):  # a linear layer, and a convolution of videos
+        torch.save({**timms().state_dict(), "patch_embed.proj.weight": torch.ones(shape)}, tmp_path / "theirs.pt")
+        with pytest.raises(UserError, match="does not cut its patches by a 2-D convolution"):
+            load_checkpoint(tmp_path / "theirs.pt", num_heads=3, pool="cls")
+
+
 def test_damaged_files_end_in_one_line(tmp_path):
     save_file(timms().state_dict(), tmp_path / "whole.safetensors")
     blob = (tmp_path / "whole.safetensors").read_bytes()

@@ -274,7 +274,10 @@ def test_warmup_in_steps():
     rates = [*map(warmup_cosine(config, steps_per_epoch=50), range(500))]
     assert rates.index(max(rates)) == 30 and rates[-1] == pytest.approx(1e-5)
     config.grad_accum_steps = 4
-    assert [*map(warmup_cosine(config, steps_per_epoch=50), range(500))].index(1e-3) == 120
+    assert [*map(warmup_cosine(config, steps_per_epoch=50), range(500))].index(1e-3) == 2 * 50 + 4 * 4
+    config.warmup_steps = 130  # 13 steps an epoch, the last of them of two batches
+    with pytest.raises(UserError, match="--warmup_steps 130 leaves nothing of the run's 130"):
+        warmup_cosine(config, steps_per_epoch=50)
 
 
 def test_early_stopping_waits_its_epochs(tmp_path):

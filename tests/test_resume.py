@@ -277,12 +277,23 @@ def test_where_nothing_is_left_to_train_no_other_weights_are_tested(tmp_path):
     assert report.read_bytes() == before
 
 
-def test_the_order_of_a_loader_of_ones_own_is_that_of_its_epoch():
+def test_a_state_without_its_best_weights_makes_new_ones(tmp_path):
+    """As where last.pt alone was copied to another machine."""
+    assert run("train.py", *TINY, "--epochs", 2, cwd=tmp_path).returncode == 0
+    (tmp_path / "model/b").mkdir()
+    shutil.copy(tmp_path / "model/vit-layer1-8-digits/last.pt", tmp_path / "model/b")
+    done = run("train.py", "--resume", "model/b/last.pt", cwd=tmp_path)
+    assert_refused(done, "no epoch is left from there", "best.pt is missing")
+    done = run("train.py", "--resume", "model/b/last.pt", "--epochs", 3, "-lr", 1e-9, "--min_lr", 0, cwd=tmp_path)
+    assert done.returncode == 0 and (tmp_path / "model/b/best.pt").exists(), done.stderr
+
+
+def test_the_order_of_a_loader_of_ones_own_is_that_of_its_epoch(monkeypatch):
     """Whatever has been drawn before: so do all processes, and a run that goes on, see the same batches."""
     loader = torch.utils.data.DataLoader(torch.arange(16), batch_size=4, shuffle=True)
 
     def batches(epoch, start=0, draws=0):
-        torch.manual_seed(draws)
+        torch.default_generator.manual_seed(draws)
         return [share.images.tolist() for share in batches_from(pairs, 0, epoch, start, 0)]
 
     class Pairs:
@@ -293,6 +304,8 @@ def test_the_order_of_a_loader_of_ones_own_is_that_of_its_epoch():
     assert batches(3, draws=1) == batches(3, draws=2) != batches(4)
     assert batches(3, start=2, draws=5) == batches(3)[2:]
     assert sorted(sum(batches(3), [])) == list(range(16))
+    monkeypatch.setattr("torch.cuda.manual_seed_all", lambda seed: 1 / 0)  # what an accelerator draws stays its own
+    batches(3)
 
 
 def test_resume_auto_begins_anew_where_there_is_nothing(tmp_path):

@@ -127,6 +127,6 @@ def test_frames_are_in_the_order_of_the_epochs(tmp_path):
 def test_bad_input(tmp_path):
     assert_refused(run("train.py", *SHORT, "--visualizers", "dance", cwd=tmp_path), "--visualizers 'dance'", "hidden")
     assert_refused(run("train.py", *SHORT, "--visualize_layers", 9, cwd=tmp_path), "--visualize_layers 9", "0 to 3")
-    assert not list(tmp_path.iterdir())
     few = ["--num_train_images", 12, "--visualizers", "cls_dim_reduction"]
     assert_refused(run("train.py", *SHORT, *few, cwd=tmp_path), "cls_dim_reduction needs two images")
+    assert not list(tmp_path.iterdir())

@@ -13,6 +13,7 @@ from conftest import ROOT
 from PIL import Image
 
 from vitlab.cli import UserError
+from vitlab.config import SETTINGS
 from vitlab.datasets import splits
 from vitlab.datasets.official import read_split
 from vitlab.datasets.splits import load_data
@@ -109,6 +110,22 @@ def test_every_study_of_configs_can_be_run():
         for row in study.rows():
             model = build_model(study.config(row, seed=0)).eval()
             assert model(torch.randn(1, 3, 32, 32)).shape == (1, 10), row.title
+
+
+def test_settings_of_blocks_go_to_the_vit_alone():
+    asked = dict(patch_drop_rate=0.5, grad_checkpointing=True, layer_decay=0.75, visualizers=("hidden",))
+    study = Study.create(dataset="digits", **asked)
+    vit, cnn = (vars(study.config(row, seed=0)) for row in study.rows())
+    assert {name: vit[name] for name in asked} == asked
+    assert {name: cnn[name] for name in asked} == {name: SETTINGS[name].default for name in asked}
+
+
+def test_the_end_of_the_schedule_is_compared_with_the_rates_that_are_tried():
+    study = Study.create(dataset="digits", learning_rates=["3e-3", "1e-2"], min_lr=1e-3)
+    rates = [(cell.config.learning_rate, cell.config.min_lr) for cell in plan.trials(study)]
+    assert rates == 2 * [(3e-3, 1e-3), (1e-2, 1e-3)]
+    with pytest.raises(UserError, match="--min_lr 0.1 is above --learning_rate 0.01"):
+        Study.create(dataset="digits", learning_rates=["3e-3", "1e-2"], min_lr=0.1)
 
 
 @pytest.mark.parametrize(

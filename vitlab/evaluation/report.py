@@ -68,6 +68,11 @@ def command_line() -> str:
     return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
+def tells_size(model: nn.Module) -> bool:
+    """Whether a module says what images it takes: square ones, of how many channels."""
+    return all(isinstance(getattr(model, name, None), int) for name in ("img_size", "in_chans"))
+
+
 def make_report(
     *,
     name: str,
@@ -113,7 +118,7 @@ def make_report(
         "parameters": count_parameters(model),
         "seconds": round(seconds, 2),
         "images_per_second": images_per_second and round(images_per_second, 1),
-        "train_pflop": train_pflop(model, images, patch_drop_rates) if images and hasattr(model, "img_size") else None,
+        "train_pflop": train_pflop(model, images, patch_drop_rates) if images and tells_size(model) else None,
         "data": data,
         **{split: results.get(split) for split in ("train", "val", "test")},
     }

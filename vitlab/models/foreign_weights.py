@@ -221,6 +221,8 @@ def read_without_cls(state: State, path: str | Path, pool: str | None) -> tuple[
 
 def read_sizes(state: State, path: str | Path) -> dict:
     """The model arguments that the shapes of the tensors show."""
+    if state["patch_embed.proj.weight"].ndim != 4:
+        raise UserError(f"{path} does not cut its patches by a 2-D convolution, as this reads; choose another model")
     embed_dim, in_chans, patch_size, width = state["patch_embed.proj.weight"].shape
     patches = state["pos_embed"].shape[1] - ("cls_token" in state)
     grid_size = math.isqrt(patches)

@@ -22,6 +22,7 @@ from vitlab.config import SETTINGS, SPELLINGS, TrainConfig, flag, in_groups, rea
 
 DECIDED_BY_THE_STUDY = ("model", "seed", "folds", "fold", "folder_name", "resume", "overwrite", "init_from", "no_test")
 IMAGES_JUDGED = ("dataset", "data_path", "num_test_images")  # the same for all rows, which are compared image by image
+OF_BLOCKS = ("visualize", "patch_drop_rate", "grad_checkpointing", "layer_decay")  # how settings of vit alone begin
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)
 LIST_READERS = {  # fields that are lists of values, and how one value is read
     "models": str,
@@ -143,7 +144,9 @@ class Study:
             for name in ("model_path", "output_path")
         }
         decided = dict(model=row.model, seed=seed, no_test=True, resume="auto", **paths)
-        config = TrainConfig.create(applicable(self.settings, row.model), {**row.settings, **decided, **more})
+        rate = max(self.learning_rates)  # where none is given: trials will choose
+        rates = {"learning_rate": rate, "min_lr": min(rate, TrainConfig.min_lr)}
+        config = TrainConfig.create(rates, applicable(self.settings, row.model), {**row.settings, **decided, **more})
         if not self.min_steps or not config.num_train_images or "epochs" in more:
             return config
         share = 1 / config.folds if config.folds else config.val_split
@@ -180,7 +183,7 @@ def takes_setting(model: str, name: str) -> bool:
     """Whether a model has that setting."""
     if name in in_groups("model"):
         return name in ARGUMENTS[model]
-    return model == "vit" or not name.startswith("visualize")
+    return model == "vit" or not name.startswith(OF_BLOCKS)
 
 
 def applicable(settings: dict, model: str) -> dict:

@@ -12,19 +12,20 @@ from vitlab.config import TrainConfig, changed_settings, flag, in_groups
 from vitlab.datasets.official import list_split
 from vitlab.models.registry import build_model
 from vitlab.study.design import Cell, Row, Study
+from vitlab.training.optimizers import check_optimizer
 
 NOT_RECORDED = ("data_path", "num_workers")  # where and how a cell ran, not what it is
 RECORDED = [name for name in (*in_groups("data", "model", "recipe"), "seed") if name not in NOT_RECORDED]
 
 
 def check_sizes(study: Study) -> None:
-    """UserError if the model of a row cannot be built, or if there are fewer training images than a row asks for.
-    Builds shapes only, no weights."""
+    """UserError if the model of a row cannot be built, or trained as its settings say, or if there are fewer training
+    images than a row asks for. Builds shapes only, no weights."""
     images = {}  # of a data set, how many there are
     for row in study.rows():
         config = study.config(row, seed=study.seeds[0])
         with torch.device("meta"):
-            build_model(config)
+            check_optimizer(build_model(config), config)
         if wanted := config.num_train_images:
             place = config.dataset, config.data_path
             if place not in images:

@@ -204,7 +204,7 @@ def in_order_of(batches: Iterable, seed: int) -> Iterator:
     """The batches of an iterable that draws its order from torch's generator when it begins, as a DataLoader does: the
     same order for the same seed, in each process and after a resume."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would set those of CUDA and MPS too
         iterator = iter(batches)
         first = list(itertools.islice(iterator, 1))  # a sampler may draw only now
     yield from first
@@ -222,7 +222,7 @@ def settle_batch_norm(run: Run, sets: Splits, batches: int = 20) -> None:
     for each process has seen other images.
 
     Averaged weights first get statistics of their own, of so many batches of the epoch (Izmailov et al.,
-    arXiv:1803.05407, section 3.3). Until then they have those of the raw weights, on mixed images if the run mixes."""
+    arXiv:1803.05407, section 3.2). Until then they have those of the raw weights, on mixed images if the run mixes."""
     if run.average and not run.config.freeze:  # a frozen stem keeps its own
         states = generator_states(run.device)  # dropout must not draw from what training draws from
         if hasattr(sets.train, "set_epoch"):

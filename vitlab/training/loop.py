@@ -53,7 +53,7 @@ from vitlab.training.run_folder import (
     write_metrics,
 )
 from vitlab.training.sharding import shard
-from vitlab.training.snapshots import Snapshots
+from vitlab.training.snapshots import Snapshots, check_snapshots
 from vitlab.training.state import Run
 from vitlab.training.stopping import Stopped, stop_at_signal
 from vitlab.training.whitening import set_whitening
@@ -210,7 +210,8 @@ def begin(
     use_threads(config.threads)
     device = find_device(config.device)
     check_processes(config, device)
-    processes.check_same(fingerprint(config, sets), "start all from the same code and data, with the same settings")
+    if processes.count() > 1:
+        processes.check_same(fingerprint(config, sets), "start all from the same code and data, with the same settings")
     amp = pick_amp(device, config.amp)
     if config.dataset is None and len(sets.classes) != config.num_classes:
         raise UserError(f"num_classes {config.num_classes}: the data has {len(sets.classes)} classes; give the same")
@@ -220,6 +221,7 @@ def begin(
     freeze_parameters(model, config)
     optimizers = optimizers or make_optimizers(model, config)
     check_last_batch(model, sets, config)
+    check_snapshots(config, sets, model)
     schedule = schedule or warmup_cosine(config, steps_per_epoch=len(sets.train))
     if config.early_stopping and not sets.val:
         raise UserError(
@@ -255,12 +257,12 @@ def begin(
         return run, None
     checkpoint = resumed[1]
     run.restore(checkpoint)
-    if processes.from_first(epoch_of_best, config) > run.progress.epoch:
-        run.progress.best = None  # best.pt is from after the point we return to, so the next epoch replaces it
+    if processes.from_first(epoch_of_best, config) != run.progress.best_epoch:
+        run.progress.best = None  # best.pt is missing, or from after the point we return to; the next epoch makes it
         if run.progress.is_over(config):
             raise UserError(
-                f"--resume {resumed[0]}: no epoch is left from there, and the run's best.pt is of a later one; raise "
-                "--epochs, or leave out --early_stopping"
+                f"--resume {resumed[0]}: no epoch is left from there, and the run's best.pt is missing or of a later "
+                "one; raise --epochs, or leave out --early_stopping"
             )
     return run, checkpoint["config"]
 

@@ -20,12 +20,14 @@ def warmup_cosine(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], 
     Source: Loshchilov & Hutter, arXiv:1608.03983, section 3, without restarts. The function keeps no state, so a
     resumed run needs only the number of the batch. Raises UserError if the warmup outlasts the run.
     """
-    warmup, of_step = config.warmup_epochs * steps_per_epoch, config.grad_accum_steps
-    if config.warmup_steps is not None:
-        warmup = config.warmup_steps * of_step
-    if warmup >= config.epochs * steps_per_epoch:
-        steps = config.epochs * steps_per_epoch // of_step
-        raise UserError(f"--warmup_steps {config.warmup_steps} leaves nothing of the run's {steps}; choose fewer")
+    warmup = config.warmup_epochs * steps_per_epoch
+    if config.warmup_steps is not None:  # of the optimisers: the last of an epoch may have fewer batches
+        steps = math.ceil(steps_per_epoch / config.grad_accum_steps)
+        epochs, rest = divmod(config.warmup_steps, steps)
+        warmup = epochs * steps_per_epoch + rest * config.grad_accum_steps
+        if config.warmup_steps >= config.epochs * steps:
+            few = f"--warmup_steps {config.warmup_steps} leaves nothing of the run's {config.epochs * steps}"
+            raise UserError(f"{few}; choose fewer")
     peak, end = config.learning_rate, config.min_lr
     decay = max(1, config.epochs * steps_per_epoch - 1 - warmup)
 
@@ -44,9 +46,9 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
 
     Muon takes the blocks' matrices and all convolutions but the first, which reads the pixels; AdamW takes the rest.
     Norms, biases, tokens and positions have no weight decay. The group key "lr_scale" multiplies the schedule's
-    learning rate, by config.layer_decay (freezing.layer_scales). Raises UserError if Muon finds nothing to optimise.
+    learning rate, by config.layer_decay (freezing.layer_scales). Raises UserError as check_optimizer does.
     """
-    freeze_parameters(model, config)
+    check_optimizer(model, config)
     scales = layer_scales(model, config.layer_decay)
     decayed, undecayed, matrices, filters = {}, {}, {}, {}  # lr_scale -> parameters
     for name, parameter in model.named_parameters():
@@ -68,14 +70,20 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
         return [torch.optim.SGD(rest, lr=config.learning_rate, momentum=0.9, nesterov=True, fused=True)]
     optimizers = [torch.optim.AdamW(rest, lr=config.learning_rate, fused=True)]
     if config.optimizer == "muon":
-        if not (matrices or filters):
-            raise UserError("--optimizer muon: no block and no second convolution is trained; choose adamw")
         own = groups(matrices, factor=config.muon_lr / config.learning_rate)
         factor = (config.muon_conv_lr or config.muon_lr) / config.learning_rate
         own += groups(filters, factor=factor, normalize=config.normalize_filters)
         decay, momentum = config.weight_decay, config.muon_momentum
         optimizers.append(Muon(own, lr=config.muon_lr, weight_decay=decay, momentum=momentum))
     return optimizers
+
+
+def check_optimizer(model: nn.Module, config: TrainConfig) -> None:
+    """Freeze what config.freeze names. UserError if Muon finds nothing to optimise, or as check_freezing."""
+    freeze_parameters(model, config)
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if config.optimizer == "muon" and not any(is_for_muon(*named) for named in trained):
+        raise UserError("--optimizer muon: no block and no second convolution is trained; choose adamw")
 
 
 def is_for_muon(name: str, parameter: nn.Parameter) -> bool:

@@ -43,11 +43,20 @@ from vitlab.pictures.tiles import (
 NUM_IMAGES, NUM_POINTS = 4, 1000
 
 
+def check_snapshots(config: TrainConfig, sets: Splits, model: nn.Module) -> None:
+    """UserError if config.visualizers ask for what the model or the data do not have."""
+    batches = sets.val or sets.train
+    if config.visualizers and not (isinstance(model, VisionTransformer) and hasattr(batches, "sample")):
+        raise UserError("--visualizers need a VisionTransformer and data that can be sampled; leave the flag out")
+    if "cls_dim_reduction" in config.visualizers and min(len(batches.labels), config.embed_dim) < 2:
+        raise UserError("--visualizers cls_dim_reduction needs two images and --embed_dim 2; leave it out")
+
+
 class Snapshots:
     """Writes OUTPUT/visualizers/KIND-epoch-001.png for each of config.visualizers, and at the end OUTPUT/KIND.gif.
 
     epoch: the number of finished epochs. Pictures of later ones, which a run that is resumed from there left
-    behind, are removed. Raises UserError if the model has no attention to show, or the data cannot be sampled.
+    behind, are removed. check_snapshots tells whether they can be drawn.
     """
 
     def __init__(self, config: TrainConfig, sets: Splits, model: nn.Module, epoch: int = 0):
@@ -60,12 +69,8 @@ class Snapshots:
         if not self.kinds:
             return
         batches = sets.val or sets.train
-        if not isinstance(model, VisionTransformer) or not hasattr(batches, "sample"):
-            raise UserError("--visualizers need a VisionTransformer and data that can be sampled; leave the flag out")
         self.images, self.labels = batches.sample(NUM_IMAGES)
         self.points = batches.sample(NUM_POINTS) if "cls_dim_reduction" in self.kinds else None
-        if self.points and min(len(self.points[1]), config.embed_dim) < 2:
-            raise UserError("--visualizers cls_dim_reduction needs two images and --embed_dim 2; leave it out")
         self.pictures = [to_image(image, sets.mean, sets.std) for image in self.images]
 
     @float32_as("ieee")
