@@ -7,7 +7,7 @@
     python benchmark.py --operations --config configs/vit-layer6-32-cifar10.yaml   # only where a step's time goes
 
 The candidates take turns, one step each a round, so that a machine that slows down slows all of
-them. Each ratio is taken round by round; the median and the middle half are printed and written to
+them. Each ratio is taken round by round; median and interquartile range are printed and written to
 output/benchmark/report.json.
 
     ours      model.py, bf16 if the device has it (--amp), fused AdamW

@@ -3,7 +3,7 @@
     python model.py --n_layers 12    # architecture, parameters and FLOPs (no flags: of the default model)
 
     model = VisionTransformer(img_size=32, patch_size=4, embed_dim=128, depth=6, num_heads=4)
-    logits = model(images)                                    # fused attention, nothing kept
+    logits = model(images)                                    # the fastest form of attention; no map is kept
     logits, attention = model(images, return_attention=True)  # the same weights, every map
 
 The model follows Dosovitskiy et al., "An Image is Worth 16x16 Words" (ICLR 2021, arXiv:2010.11929), section 3.1;
@@ -53,8 +53,7 @@ class PatchEmbed(nn.Module):
 
 
 def sine_positions(grid_size, dim):
-    """Fixed 2-D sine-cosine position embeddings, P x D (Vaswani et al., section 3.5; half of the width for
-    each axis, wavelengths from 2 pi to 200 pi patches)."""
+    """Fixed 2-D sine-cosine positions P x D (Vaswani et al., 3.5): half of D an axis, wavelengths of 2 to 200 pi."""
     quarter = dim // 4
     frequencies = 100.0 ** -(torch.arange(quarter) / quarter)
     y, x = torch.meshgrid(torch.arange(grid_size), torch.arange(grid_size), indexing="ij")
@@ -198,8 +197,7 @@ class VisionTransformer(nn.Module):
         embed_dim, depth, num_heads: width D of a token, encoder blocks L, attention heads H; H must divide D.
         mlp_ratio: hidden width of the MLP, over embed_dim.
         qkv_bias, qk_norm: biases of queries, keys and values; norms of a head's queries and keys (arXiv:2302.05442, 2).
-        drop_rate: dropout inside the MLP, in 0..1 (elsewhere, as in the paper, it slowed learning).
-        attn_drop_rate: dropout of the attention weights, in 0..1.
+        drop_rate, attn_drop_rate: dropout inside the MLP, and of the attention weights, in 0..1.
         drop_path_rate: stochastic depth of the last block, in 0..1; grows linearly from 0 in the first.
         stem: "linear" (patches), "conv" or "whitened" (ConvStem: patch_size is how much the side shrinks).
         stem_depth, stem_growth: convolutions in each stage of a ConvStem; how many times wider than the last it is.
@@ -244,6 +242,8 @@ class VisionTransformer(nn.Module):
         for name, size in dict(conv, num_classes=num_classes, depth=depth).items():
             if size < 1:
                 raise ValueError(f"{name} {size} is too small; choose 1 or more")
+        if not 0 < mlp_ratio < math.inf:
+            raise ValueError(f"mlp_ratio {mlp_ratio:g} makes no MLP; choose a number above 0, such as 2")
         self.img_size, self.in_chans, self.pool, self.grad_checkpointing = img_size, in_chans, pool, False
         self.patch_embed = PatchEmbed(**sizes) if stem == "linear" else ConvStem(**conv, whitened=stem == "whitened")
         self.grid_size = self.patch_embed.grid_size  # G
@@ -337,11 +337,11 @@ def main():
         how = dict(type=type(default)) if type(default) is not bool else dict(action=argparse.BooleanOptionalAction)
         parser.add_argument(*spellings, default=default, help=f"(default: {default})", **how)
     try:
-        model = VisionTransformer(**vars(parser.parse_args())).eval()
+        with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as flops:  # shapes need no memory
+            model = VisionTransformer(**vars(parser.parse_args())).eval()
+            model(torch.zeros(1, model.in_chans, model.img_size, model.img_size), return_attention=True)
     except (ValueError, RuntimeError) as error:
         parser.error(error)
-    with torch.no_grad(), FlopCounterMode(display=False) as flops:
-        model(torch.zeros(1, model.in_chans, model.img_size, model.img_size), return_attention=True)
     size = sum(parameter.numel() for parameter in model.parameters())
     print(f"{model}\n\n{size:,} parameters, {flops.get_total_flops() / 1e6:.1f} MFLOPs an image, forward")
 

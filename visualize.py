@@ -110,6 +110,8 @@ def parse_args() -> tuple[argparse.Namespace, dict, dict]:
     args = parser.parse_args()
     if getattr(args, "index", None) is not None and args.image_path:
         raise UserError("--index and --image_path both name an image; keep one")
+    if getattr(args, "num_images", None) is not None and getattr(args, "image_path", None):
+        raise UserError("--images is a number of test images, and --image_path names others; keep one")
     if args.command == "embeddings" and args.method not in (None, "pca", "tsne", "both"):
         raise UserError(f"--method {args.method}: choose pca, tsne or both")
     return args, *split_flags(vars(args), RUN_SETTINGS)

@@ -25,7 +25,7 @@ from vitlab.datasets.images import open_image, to_pixels
 from vitlab.models.registry import build_model
 from vitlab.views.explorer.graphs import runtime_archive
 from vitlab.views.explorer.measure import EVIDENCE, INSIDE, TESTED, measure, removal_curves
-from vitlab.views.explorer.page import MODULES, SOURCES, pack
+from vitlab.views.explorer.page import MODULES, MOST_TARGETS, SOURCES, choose_targets, pack
 
 EVIL = ["<script>window.evil = 1</script>", "a \"quoted\" & 'single' </script> name", "x" * 300]
 SIZE, GRID, LAYERS, HEADS = 32, 8, 2, 3
@@ -236,12 +236,20 @@ def settle(tab):
 
 
 def hover(tab, row, column, click=False):
+    tab.locator("#stage").scroll_into_view_if_needed()
     box = tab.locator("#stage").bounding_box()
     at = [
         box[side] + box[length] * (i + 0.5) / GRID for side, length, i in (("x", "width", column), ("y", "height", row))
     ]
     (tab.mouse.click if click else tab.mouse.move)(*at)
     settle(tab)
+
+
+def test_of_many_classes_each_images_likeliest_has_evidence():
+    shares = torch.rand(50, 100, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    targets = choose_targets(shares)
+    assert set(shares.argmax(1).tolist()) <= set(targets) and len(targets) == len(set(targets)) >= MOST_TARGETS
+    assert len(choose_targets(shares[:2])) == MOST_TARGETS and sorted(choose_targets(shares[:, :10])) == list(range(10))
 
 
 @pytest.mark.slow
@@ -322,6 +330,19 @@ def test_a_map_is_tested_against_random_orders(opened, explorer):
         )
         lines = opened.eval_on_selector_all("#belief-curve polyline", "lines => lines.map(line => line.points.length)")
         assert lines == [17, 17]
+    cut = "texts => texts.map(text => text.getBBox().x - text.ownerSVGElement.viewBox.baseVal.x)"
+    assert min(opened.eval_on_selector_all("#belief-curve text", cut)) >= 0  # no label is cut off
+    hover(opened, 3, 4, click=True)  # the image without that patch is tested
+    until(opened, "document.querySelector('#verdict').textContent.includes('1 of 64')")
+    shown = float(opened.locator("#bars .share").first.inner_text().split()[0]) / 100
+    empty = "document.querySelector('#belief-curve polyline[points=\"\"]')"  # also when new maps have ended the play
+    done = "document.querySelector('#belief-verdict').textContent.includes('one random order')"
+    until(opened, f"(({empty} && document.querySelector('#play-deletion').click()), {done})")
+    first = "lines => lines.map(line => line.points[0].y)"  # 150 is 0 %, 15 is 100 %
+    for y in opened.eval_on_selector_all("#belief-curve polyline", first):
+        assert (150 - y) / 135 == pytest.approx(shown, abs=0.002)
+    opened.click("#restore")
+    until(opened, "!document.querySelector('#verdict').textContent.includes('hidden')")
     opened.click("[data-kind=attention]")
     opened.click("#film button >> nth=0")
     opened.click("#play-deletion")

@@ -17,7 +17,7 @@ from vitlab.checkpoint import load_checkpoint, save_checkpoint
 from vitlab.config import TrainConfig
 from vitlab.datasets.images import to_pixels
 from vitlab.export.int8 import load_test_pixels
-from vitlab.export.program import OPSET, write_onnx, write_pt2
+from vitlab.export.program import IR_VERSION, OPSET, write_onnx, write_pt2
 from vitlab.models.registry import build_model
 from vitlab.pt_files import FORMAT
 
@@ -86,7 +86,9 @@ def test_onnxruntime_computes_what_pytorch_does(tmp_path, kind):
     assert facts["classes"] == list(checkpoint.classes) and facts["checkpoint"] == checkpoint.run_name
     assert facts["input"]["shape"] == ["N", checkpoint.model.in_chans, 16, 16]
     onnx = pytest.importorskip("onnx")
-    assert {entry.domain: entry.version for entry in onnx.load(tmp_path / "x.onnx").opset_import}[""] == OPSET
+    file = onnx.load(tmp_path / "x.onnx")
+    assert {entry.domain: entry.version for entry in file.opset_import}[""] == OPSET
+    assert file.ir_version == IR_VERSION
 
 
 @pytest.mark.slow
@@ -142,6 +144,7 @@ def test_int8_is_smaller_and_almost_as_good(tmp_path, cifar_root):
     assert float(found["float32"]) > 85 and float(found["float32"]) - float(found["int8"]) < 1
     told = json.loads((tmp_path / "x.json").read_text())
     assert f"{told['int8']['accuracy']:.2%}" == f"{found['int8']}%" and str(tmp_path / "x.json") in done.stdout
+    assert pytest.importorskip("onnx").load(target).ir_version == IR_VERSION
     weights = load_checkpoint(ROOT / "model/vit-layer6-32-cifar10").model.parameters()
     assert target.stat().st_size < 0.5 * 4 * sum(weight.numel() for weight in weights)
 

@@ -247,12 +247,14 @@ def test_the_script_prints_the_architecture_and_its_cost():
     assert printed == str(model.eval())
     assert cost == f"{count_parameters(model):,} parameters, {count_flops(model) / 1e6:.1f} MFLOPs an image, forward"
     assert run("model.py", "--depth", 2, "--num_heads", 8).stdout == done.stdout
+    assert run("model.py", "--img_size", 4096, "--depth", 2).returncode == 0  # its attention would fill 17 TB
 
 
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (["--mlp_ratio", -1], ["negative dimension"]),
+        (["--mlp_ratio", -1], ["mlp_ratio -1", "above 0"]),
+        (["--mlp_ratio", "nan"], ["mlp_ratio nan", "above 0"]),
         (["--patch_size", 5], ["model.py: patch size 5", "image size 32"]),
         (["--n_attention_heads", 3], ["3 heads", "width 128"]),
         (["--n_layers", 0], ["depth 0", "1 or more"]),

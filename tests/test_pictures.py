@@ -4,6 +4,7 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 from matplotlib import font_manager
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageFont
 
@@ -180,6 +181,25 @@ def test_names_of_any_script_are_written(monkeypatch, capsys):
     assert fonts.families("a猫 \u0e41") == ["DejaVu Sans", "DejaVu Sans Mono"]
     assert capsys.readouterr().err.count("no installed font can write \u0e41") == 1
     fonts.font_with.cache_clear()
+
+
+def test_the_growing_curves_say_what_the_training_loss_is():
+    history = [
+        {"epoch": i, "train_loss": 1 / i, "train_accuracy": 0.5, "val_loss": 1, "val_accuracy": 1} for i in (1, 2)
+    ]
+    plain, soft = (figures.training_frames(history, title="a", soft_labels=soft)[-1] for soft in (False, True))
+    assert np.asarray(plain).shape == np.asarray(soft).shape and (np.asarray(plain) != np.asarray(soft)).any()
+    assert "soft labels" in figures.running_label(True) and "soft labels" not in figures.running_label(False)
+
+
+def test_long_titles_are_wrapped(tmp_path):
+    title = "a-very-long-file-name-" * 8 + ".jpg: airplane"
+    figure = Figure(figsize=(7, 4))
+    lines = figures.wrap(title, figure, 10).splitlines()
+    assert "".join(lines).replace(" ", "") == title.replace(" ", "") and len(lines) > 1
+    drawn = figure.suptitle("\n".join(lines), fontsize=10).get_window_extent(FigureCanvasAgg(figure).get_renderer())
+    assert 0 <= drawn.x0 and drawn.x1 <= figure.bbox.width
+    assert figures.wrap("airplane", figure, 10) == "airplane"
 
 
 def test_a_dollar_in_a_name_is_no_formula(tmp_path):

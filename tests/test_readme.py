@@ -61,7 +61,7 @@ def flags():
 def test_flags_it_names_exist(page, flags):
     torchrun = "standalone nproc_per_node nnodes max-restarts rdzv_id rdzv_backend rdzv_endpoint".split()
     slurm = "nodes ntasks-per-node gpus-per-node gpus cpus-per-task time requeue signal array".split()
-    known = {*flags, *torchrun, *slurm, "index-url", "no-NAME"}
+    known = {*flags, *torchrun, *slurm, "index-url", "logdir", "no-NAME"}
     for flag in set(re.findall(r"(?<![\w-])--([a-zA-Z][\w-]*)", PAGES[page])):
         assert flag in known, flag
 
@@ -254,6 +254,13 @@ def test_the_speeds_told_are_the_measured_ones():
     assert f"The slowest augmentation, `{slowest}`, takes {100 * shares[slowest]:.1f} % of the step" in text
     for seconds in report["seeing"].values():
         assert f"{seconds:.2f} s" in text
+
+
+def test_how_often_intervals_hold_is_what_was_simulated():
+    found = json.loads((ROOT / "output/interval_coverage.json").read_text())
+    held, text = found["held_by_standard_deviation"], " ".join(PAGES["docs/comparisons.md"].split())
+    first, second, third = (f"{100 * held[points]:.1f}" for points in ("0.3", "1", "3"))
+    assert f"{first}, {second} and {third} % of {found['studies']} studies" in text
 
 
 def test_digits_defaults_are_told():

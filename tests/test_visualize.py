@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from vitlab.datasets.official import test_image as official_image
 from vitlab.datasets.splits import load_data
 from vitlab.pictures.tiles import colours, enlarge, overlay
 from vitlab.views.image_views import IMAGE_VIEWS
-from vitlab.views.model_views import MODEL_VIEWS, draw_positions, silhouette
+from vitlab.views.model_views import MODEL_VIEWS, draw_filters, draw_positions, silhouette
 from vitlab.views.view import View
 
 MODEL = ["--model_path", "model/vit-layer4-8-digits"]
@@ -141,6 +142,22 @@ def test_hidden_values_are_saved(root):
         np.testing.assert_allclose(values, hidden[name][0], atol=1e-5)
 
 
+def test_hidden_values_of_some_layers(root):
+    paths = draw(root, "hidden", "--index", 5, "--layers", 1, "--save_npy")
+    names = {path.stem.split("-layers-1-")[1] for path in paths if path.suffix == ".npy"}
+    blocks = {"blocks.1", *(f"blocks.1.{name}" for name in ("norm1", "attn", "norm2", "mlp"))}
+    assert names == {"patch_embed", *blocks}
+
+
+def test_of_many_filters_it_says_that_some_are_left_out(monkeypatch, tmp_path):
+    notes = []
+    for width in (128, 132):
+        model = VisionTransformer(img_size=8, embed_dim=width, depth=1)
+        view = SimpleNamespace(model=model, name="x", save_sheet=lambda *args, note, **options: notes.append(note))
+        draw_filters(view)
+    assert "first 128" not in notes[0] and "the first 128 of 132 filters" in notes[1]
+
+
 def test_names_tell_the_model_and_what_was_asked(root, tmp_path):
     """No picture replaces another: not of the same stem, of other heads, of another epoch, nor of another model."""
     (tmp_path / "a").mkdir()
@@ -260,6 +277,8 @@ def test_cifar_and_a_timm_file(cifar_root, tmp_path):
         (["maps", "--image_path", "none.png"], ["none.png", "does not exist"]),
         (["maps", "--image_path", "model/vit-layer4-8-digits/best.pt"], ["best.pt", "cannot be read as an image"]),
         (["maps", "--index", 1, "--image_path", "x.png"], ["--index", "--image_path"]),
+        (["explorer", "--images", 2, "--image_path", "x.png"], ["--images", "--image_path"]),
+        (["filters", "--index", 1], ["--index is a flag of gif, maps, rollout", "give it after one of these"]),
         (["maps", "--output_path", "/proc/x"], ["/proc/x"]),
         (["maps", "--output_path", "x.jpg"], ["x.jpg", "maps writes .png"]),
         (["gif", "--output_path", "x.png"], ["x.png", "gif writes .gif"]),

@@ -270,6 +270,11 @@ class TrainConfig(RunSettings, RecipeSettings, ModelSettings, DataSettings):  # 
         return {name: getattr(self, name) for name in ARGUMENTS[self.model]}
 
     @property
+    def soft_labels(self) -> bool:
+        """Whether it trains on smoothed or mixed labels."""
+        return bool(self.label_smoothing or self.mixup or self.cutmix)
+
+    @property
     def checkpoint_folder(self) -> Path:
         """Where the run's checkpoints go: MODEL_PATH/NAME."""
         return Path(self.model_path) / self.folder_name

@@ -21,7 +21,7 @@ from vitlab.cli import UserError
 from vitlab.files import replacing
 from vitlab.pt_files import FORMAT
 
-OPSET = 20  # of ONNX: the first one with GELU; onnxruntime reads it from 1.17 on
+OPSET, IR_VERSION = 20, 9  # of ONNX: the first with GELU, and its file format; onnxruntime reads them from 1.17 on
 
 
 class Program(nn.Module):
@@ -113,6 +113,7 @@ def write_onnx(checkpoint: Checkpoint, path: str | Path, *, attention: bool = Fa
     program = Program(checkpoint, attention=attention)
     outputs = ["logits", "attention"] if attention else ["logits"]
     proto = trace_onnx(program, (example_images(checkpoint),), names=(["images"], outputs))
+    proto.ir_version = IR_VERSION
     proto.metadata_props.add(key=FORMAT, value=json.dumps(facts(checkpoint)))
     with replacing(path) as part:
         part.write_bytes(proto.SerializeToString())

@@ -1,5 +1,6 @@
 """Numbers and maps -> figures. Each plot_* function writes one PNG to `path` and returns the path."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -41,15 +42,13 @@ def plot_curve(
     """Training and validation "loss" or "accuracy" over the epochs.
 
     test: one marked point, at `best_epoch`, whose weights were tested; the legend says how often the test images were
-    read, of which this is the last reading. soft_labels: the legend says that the
-    training loss is against smoothed or mixed labels, and cannot be compared with the other splits' loss.
+    read, of which this is the last reading. soft_labels: as for running_label.
     """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
     epochs = [row["epoch"] for row in history]
     marker = "o" if len(epochs) < 3 else None
-    train = "train (running, augmented, soft labels)" if soft_labels else "train (running, augmented)"
-    for split, label in (("train", train), ("val", "validation")):
+    for split, label in (("train", running_label(soft_labels)), ("val", "validation")):
         values = metric_values(history, split, metric)
         if not np.isnan(values).all():
             axes.plot(epochs, values, label=label, marker=marker)
@@ -61,20 +60,37 @@ def plot_curve(
     return save_figure(figure, path)
 
 
-def training_frames(history: Sequence[Mapping], *, title: str, most: int = 40) -> list[Image.Image]:
-    """Frames of a GIF: the curves of loss and accuracy as they grow, one per epoch, at most `most`."""
+def running_label(soft_labels: bool) -> str:
+    """What a legend calls the training curve. soft_labels: its loss is against smoothed or mixed labels, and cannot be
+    compared with the other splits'."""
+    return f"train (running, augmented{', soft labels' if soft_labels else ''})"
+
+
+def wrap(title: str, figure: Figure, fontsize: int) -> str:
+    """A title in lines that fit the width of a figure."""
+    return "\n".join(textwrap.wrap(title, int(figure.get_figwidth() * 120 / fontsize)))
+
+
+def training_frames(
+    history: Sequence[Mapping], *, title: str, soft_labels: bool = False, most: int = 40
+) -> list[Image.Image]:
+    """Frames of a GIF: the curves of loss and accuracy as they grow, one per epoch, at most `most`. soft_labels: as for
+    running_label."""
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     canvas = FigureCanvasAgg(figure)
     epochs = [row["epoch"] for row in history]
     lines, panels = [], figure.subplots(1, 2)
     for axes, metric in zip(panels, ("loss", "accuracy")):
-        for split, label, colour in (("train", "train (running)", COLOURS[0]), ("val", "validation", COLOURS[3])):
+        for split, label, colour in (
+            ("train", running_label(soft_labels), COLOURS[0]),
+            ("val", "validation", COLOURS[3]),
+        ):
             values = metric_values(history, split, metric)
             if not np.isnan(values).all():
                 lines.append((*axes.plot(epochs, values, label=label, color=colour, marker="."), values))
         label_axes(axes, metric)
         axes.legend(loc="upper right" if metric == "loss" else "lower right", fontsize=8)
-    heading = figure.suptitle(f"{title}: epoch {epochs[-1]}", fontsize=10)
+    heading = figure.suptitle(wrap(f"{title}: epoch {epochs[-1]}", figure, 10), fontsize=10)
     choose_fonts(figure)
     canvas.draw()  # with every value, so that the axes fit all of them; from here on they stay as they are
     figure.set_layout_engine("none")
@@ -85,7 +101,7 @@ def training_frames(history: Sequence[Mapping], *, title: str, most: int = 40) -
     for shown in np.unique(np.linspace(1, len(epochs), min(most, len(epochs))).round().astype(int)):
         for line, values in lines:
             line.set_data(epochs[:shown], values[:shown])
-        heading.set_text(f"{title}: epoch {epochs[shown - 1]}")
+        heading.set_text(wrap(f"{title}: epoch {epochs[shown - 1]}", figure, 10))
         canvas.draw()
         frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()))
     return frames
@@ -111,7 +127,7 @@ def plot_confusion_matrix(counts: ArrayLike, classes: Sequence[str], path: str |
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, count, ha="center", va="center", fontsize=8, color=colour)
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
-    axes.set_title(title, fontsize=11)
+    axes.set_title(wrap(title, figure, 11), fontsize=11)
     return save_figure(figure, path)
 
 
@@ -154,7 +170,7 @@ def plot_embeddings(
         axes.set_title(heading, fontsize=10)
         if axes.get_legend() and axes is not all_axes[-1]:
             axes.get_legend().remove()
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(wrap(title, figure, 11), fontsize=11)
     return save_figure(figure, path)
 
 
@@ -167,7 +183,7 @@ def plot_token_values(values: ArrayLike, title: str, path: str | Path) -> str | 
     image = axes.imshow(values, cmap="PuOr", vmin=-most, vmax=most, aspect="auto", interpolation="nearest")
     axes.set(xlabel="dimension", ylabel="layer")
     axes.set_yticks(range(len(values)), range(1, len(values) + 1))
-    axes.set_title(title, fontsize=10)
+    figure.suptitle(wrap(title, figure, 10), fontsize=10)
     figure.colorbar(image, ax=axes, label="value")
     return save_figure(figure, path)
 

@@ -78,11 +78,11 @@ def draw(run: Run, steps_per_epoch: int, snapshots: Snapshots, test: dict | None
             test=test and test[quantity],
             test_readings=progress.test_readings,
             best_epoch=progress.best_epoch,
-            soft_labels=bool(config.label_smoothing or config.mixup or config.cutmix),
+            soft_labels=config.soft_labels,
         )
         run.tracker.picture(step, quantity, path)
         print(path)
-    frames = figures.training_frames(progress.history, title=config.folder_name)
+    frames = figures.training_frames(progress.history, title=config.folder_name, soft_labels=config.soft_labels)
     print(canvas.save_gif(frames, folder / "training.gif", frame_ms=200, hold=5))
     for path in snapshots.write_gifs():
         print(path)

@@ -1,6 +1,7 @@
 """The commands of visualize.py that draw one image at a time: each writes pictures and returns their paths."""
 
 import itertools
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -205,7 +206,8 @@ def draw_hidden(view: View, subject: Subject) -> list[Path]:
     frames = [sheet([row], **style) for row in rows]
     paths = [path, canvas.save_gif(frames, view.file(stem, ".gif"), frame_ms=view.args.frame_ms)]
     if view.args.save_npy:
-        tokens = {name: values for name, values in hidden.items() if values.ndim == 2}  # N x D, and no attention
+        blocks = re.compile(rf"blocks\.({'|'.join(map(str, view.layers('all')))})(\.|$)|(?!blocks)")
+        tokens = {name: values for name, values in hidden.items() if values.ndim == 2 and blocks.match(name)}
         paths += [
             save_npy(values.numpy(), path.with_name(f"{path.stem}-{name}.npy")) for name, values in tokens.items()
         ]

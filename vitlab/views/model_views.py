@@ -21,6 +21,8 @@ from vitlab.pictures import canvas, figures
 from vitlab.pictures.tiles import Scale, colours, enlarge, mark, tile_side
 from vitlab.views.view import View, patch_steps
 
+MOST_FILTERS = 128  # that are drawn
+
 
 def silhouette(points: np.ndarray, labels: np.ndarray) -> float | None:
     """The silhouette score of points n x D by class, from -1 to 1; None where it is not defined: of a single class, or
@@ -97,7 +99,9 @@ def draw_filters(view: View) -> list[Path]:
             [(f"{share:.1%}", filter_pixels(part.view_as(weight[0]))) for share, part in zip(shares, components)]
         )
         note += "; first row: principal components, with their share of the variance"
-    tiles = [(str(i), filter_pixels(values)) for i, values in enumerate(weight[:128])]
+    if len(weight) > MOST_FILTERS:
+        note += f"; the first {MOST_FILTERS} of {len(weight)} filters"
+    tiles = [(str(i), filter_pixels(values)) for i, values in enumerate(weight[:MOST_FILTERS], start=1)]
     rows += [tiles[i : i + 16] for i in range(0, len(tiles), 16)]
     title = f"{view.name}: the filters {name.removesuffix('.weight')}"
     return [view.save_sheet("filters", rows, title=title, note=note, scale=None)]
@@ -110,7 +114,7 @@ def draw_training(view: View) -> list[Path]:
         history = read_checkpoint(last)["history"]
     if not history:
         raise UserError(f"{view.args.model_path} holds no history of a training; name a run of train.py")
-    frames = figures.training_frames(history, title=view.name)
+    frames = figures.training_frames(history, title=view.name, soft_labels=view.checkpoint.config.soft_labels)
     return [canvas.save_gif(frames, view.file("training", ".gif"), frame_ms=view.args.frame_ms, hold=5)]
 
 

@@ -51,7 +51,7 @@ export async function play(kind) {
   const mine = ++playing;
   if (!mapsNow().length) return null;
   const [{ values, title }] = mapsNow();
-  const { pixels, target } = state;
+  const { now: pixels, target } = state; // as it is shown, without the patches that are hidden
   const patches = values.length;
   const byMap = Array.from(values.keys()).sort((a, b) => values[b] - values[a]);
   const atRandom = byMap.map((patch) => [Math.random(), patch]).sort((a, b) => a[0] - b[0]).map(([, patch]) => patch);

@@ -83,9 +83,9 @@ export function drawLegend(target, scale) {
   target.replaceChildren(canvas, element("div", {}, ...ticks), element("div", {}, `${scale.unit}${scale.grey ? `; grey: ${scale.grey}` : ""}`));
 }
 
-/** Axes of a chart, 320 x 180: returns functions from values to places. */
+/** Axes of a chart: returns functions from values to places. */
 export function axes(target, { xs, top, left, bottom, label }) {
-  target.setAttribute("viewBox", "0 0 330 182");
+  target.setAttribute("viewBox", "-8 0 338 182");
   target.replaceChildren();
   const x = (value) => 40 + ((value - xs[0]) / (xs.at(-1) - xs[0] || 1)) * 265;
   const y = (value) => 150 - (value / top) * 135;

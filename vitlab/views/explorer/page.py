@@ -35,7 +35,7 @@ PACKINGS = {  # others: float32
     "curves": "share",
 }
 NUM_IMAGES = 10  # test images, if the user does not say how many
-MOST_TARGETS = 20  # with more classes, evidence is computed beforehand for the likeliest alone
+MOST_TARGETS = 20  # with more classes, evidence is computed beforehand for the likeliest of each image, and so many
 
 
 def pack(values: torch.Tensor, packing: str) -> bytes:
@@ -55,13 +55,21 @@ def pack(values: torch.Tensor, packing: str) -> bytes:
     return codes + bytes(-len(codes) % 4) + scales
 
 
+def choose_targets(shares: torch.Tensor) -> list[int]:
+    """The classes for which evidence is computed, of the probabilities n x C of the images: the likeliest of each, then
+    those with the highest probabilities, MOST_TARGETS in all if there are not more of the former."""
+    likeliest = shares.argmax(1).tolist()
+    ordered = dict.fromkeys([*likeliest, *shares.amax(0).argsort(descending=True).tolist()])
+    return list(ordered)[: max(MOST_TARGETS, len(set(likeliest)))]
+
+
 def pack_images(checkpoint: Checkpoint, images: list[tuple[str, str | None, Image.Image]]) -> tuple[bytes, dict]:
     """What the page shows of the images, (name, true class or None, image): the bytes, and where they lie."""
     model, block, entries, heads = checkpoint.model, bytearray(), [], []
     pixels_of_all = [to_pixels(image, model.img_size, model.in_chans, checkpoint.crop_pct) for _, _, image in images]
     with torch.no_grad():
         shares = torch.stack([Program(checkpoint)(pixels[None])[0].softmax(-1) for pixels in pixels_of_all])
-    targets = shares.amax(0).topk(min(len(checkpoint.classes), MOST_TARGETS)).indices.tolist()
+    targets = choose_targets(shares)
     progress = tqdm(zip(images, pixels_of_all), desc="images", total=len(images), leave=False, disable=None)
     for (name, label, _), pixels in progress:
         found = measure(checkpoint, pixels, targets)
