@@ -345,7 +345,7 @@ def test_names_that_the_terminal_cannot_print_end_no_script(tmp_path, monkeypatc
     assert done.returncode == 0, done.stderr
     assert "left out: " in done.stdout and r"\u732b/003.png" in done.stdout and r"d\udcfe" in done.stdout
     model = ["--model_path", "model/vit-layer1-16-folder", "--no_image"]
-    for args in ([], ["--mode", "cifar-single"], ["--mode", "custom", "--image_path", data / "blue"]):
+    for args in ([], ["--mode", "custom", "--image_path", data / "blue"]):
         done = run("test.py", *model, *args, cwd=tmp_path, env=env)
         assert done.returncode == 0, done.stderr
         assert r"\u732b" in done.stdout
