@@ -3,7 +3,7 @@
     python compare.py --dataset digits --epochs 10                    # ViT and CNN, three seeds each
     python compare.py --folder_name sizes --patch_sizes 4 8 --train_sizes 1000 5000 50000 --epochs 12 --min_steps 1000
     python compare.py --folder_name widths --models vit --grid embed_dim=64,128 --grid dropout=0,0.1 --no_test
-    python compare.py --config configs/compare-cpu.yaml               # a whole study, for two CPU cores
+    python compare.py --config configs/compare-cpu.yaml --folder_name mine    # a whole study, for two CPU cores
 
 All rows share data order, augmentation, schedule and epochs (--min_steps: more for few images); each model gets the
 best of --learning_rates on validation, or --learning_rate. Any other flag of train.py goes to every row that has

@@ -174,6 +174,7 @@ def test_what_is_finished_is_not_run_again(compared, tmp_path):
     assert done.returncode == 0, done.stderr
     after = {path: path.stat().st_mtime_ns for path in root.glob("output/comparison/*/cell.json")}
     assert {path for path in before if after[path] != before[path]} == {victim / "cell.json"}
+    assert "all trainings are in" not in done.stdout
 
     def numbers(text):  # all but speed and time
         return [line.rsplit("|", 3)[0] for line in text.splitlines() if line.startswith("|")]

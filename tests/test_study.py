@@ -1,5 +1,6 @@
 """vitlab.study from Python: which rows and cells a study has, what it refuses, and running them."""
 
+import json
 import math
 import re
 import shutil
@@ -156,6 +157,21 @@ def test_bad_files_are_refused(layer, words):
     with pytest.raises(UserError, match=re.escape(words)):
         plan.check_sizes(Study.create(layer, dataset="digits"))
     assert Study.create(dict(folder_name=2024), dataset="digits").name == "2024"
+
+
+def test_results_that_are_shown_again_keep_their_commit(tmp_path):
+    study = Study.create(dataset="digits", output_path=str(tmp_path))
+    older, newer = {"settings": {}}, {"settings": {}, "git_commit": "b" * 40}
+    assert findings.commit_of(study, [newer, newer]) == "b" * 40
+    study.folder.mkdir()
+    (study.folder / "final_results.json").write_text(json.dumps({"git_commit": "a" * 40}))
+    assert findings.commit_of(study, [older, older]) == "a" * 40
+    assert findings.commit_of(study, [older, newer]) == "a" * 40 + ", " + "b" * 40
+
+
+def test_cells_from_before_a_setting_had_its_default():
+    cell = {"settings": {"dataset": "digits", "optimizer": "adamw"}, "hardware": "a CPU"}
+    assert "; adamw; cosine schedule; " in findings.protocol(Study.create(dataset="digits"), [cell])
 
 
 def test_no_test_leaves_the_test_set_alone(tmp_path, monkeypatch):

@@ -6,13 +6,14 @@ print(tables.comparison_table(rows))
 """
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from vitlab.checkpoint import write_checkpoint
-from vitlab.config import flag
+from vitlab.config import SETTINGS, flag
 from vitlab.datasets.official import find_index
 from vitlab.datasets.splits import has_own_validation
 from vitlab.evaluation import metrics
@@ -178,7 +179,7 @@ def write_results(
         "name": study.name,
         "protocol": protocol(study, cells),
         "command": command_line(),
-        "git_commit": git_commit(),
+        "git_commit": commit_of(study, cells),
         "seeds": list(study.seeds),
         "rows": [dataclasses.asdict(row) for row in rows],
         "cells": cells,
@@ -192,9 +193,18 @@ def write_results(
     return path, tensors
 
 
+def commit_of(study: Study, cells: list[dict]) -> str | None:
+    """By which commits of the code the cells were trained. Older cells do not say it: then that of the results that are
+    there, or today's."""
+    path = study.folder / "final_results.json"
+    before = json.loads(path.read_text(encoding="utf-8"))["git_commit"] if path.exists() else git_commit()
+    return ", ".join(dict.fromkeys(filter(None, (cell.get("git_commit", before) for cell in cells)))) or None
+
+
 def protocol(study: Study, cells: list[dict]) -> str:
     """What all rows share, in a sentence."""
-    settings = [cell["settings"] for cell in cells]
+    defaults = {name: setting.default for name, setting in SETTINGS.items()}  # older cells lack newer settings
+    settings = [{**defaults, **cell["settings"]} for cell in cells]
     shared = {name: value for name, value in settings[0].items() if all(other[name] == value for other in settings)}
     texts = {
         "dataset": "{}",

@@ -49,6 +49,8 @@ def run(study: Study) -> tuple[list[dict], list[tuple[str, str]]]:
     failed = []
     rates = choose_learning_rates(study, failed)
     cells = plan(study, rates)
+    if all(finished_result(study, cell) for cell in cells):
+        print(f"all trainings are in {study.folder} already; to train anew give another --folder_name")
     results = run_cells(study, cells, failed)
     return [results[cell.name] for cell in cells if cell.name in results], failed
 
@@ -256,6 +258,7 @@ def run_cell(cell: Cell) -> dict:
         "images_per_second": report["images_per_second"],
         "seconds": report["seconds"],
         "hardware": report["hardware"],
+        "git_commit": report["git_commit"],
         "history": history,
         "checkpoint": str(config.checkpoint_folder / "best.pt"),
         **{split: report[split] for split in ("train", "val", "test")},
