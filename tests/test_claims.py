@@ -114,7 +114,7 @@ def test_a_cell_that_fails_here_may_be_finished_elsewhere(tmp_path, monkeypatch)
 
 @pytest.mark.slow
 def test_the_cell_of_a_dead_process_is_taken_over(tmp_path):
-    flags = ["--dataset", "digits", "--models", "mlp", "--seeds", "0", "--learning_rate", "1e-3", "--epochs", "40"]
+    flags = ["--dataset", "digits", "--models", "mlp", "--seeds", "0", "--learning_rate", "1e-3", "--epochs", "20"]
     start = functools.partial(
         subprocess.Popen, [sys.executable, "-u", ROOT / "compare.py", *flags, "--num_train_images", "200"],
         cwd=tmp_path, stdout=subprocess.PIPE, text=True,
