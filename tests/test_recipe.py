@@ -413,6 +413,7 @@ def test_a_single_last_image_and_batch_norm(tmp_path, monkeypatch):
         check_last_batch(model, sets, few)
 
 
+@pytest.mark.slow
 def test_weights_and_biases_offline(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     env = {**os.environ, "WANDB_MODE": "offline"}

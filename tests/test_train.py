@@ -418,6 +418,7 @@ def test_a_closed_pipe_is_no_traceback():
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.slow
 def test_a_training_ends_where_nobody_reads(tmp_path):
     command = [sys.executable, "-u", ROOT / "train.py", *map(str, TINY), "--epochs", "3"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
