@@ -199,7 +199,7 @@ def test_long_titles_are_wrapped(tmp_path):
     assert "".join(lines).replace(" ", "") == title.replace(" ", "") and len(lines) > 1
     drawn = figure.suptitle("\n".join(lines), fontsize=10).get_window_extent(FigureCanvasAgg(figure).get_renderer())
     assert 0 <= drawn.x0 and drawn.x1 <= figure.bbox.width
-    assert figures.wrap("airplane", figure, 10) == "airplane"
+    assert figures.wrap("a run\nairplane", figure, 10) == "a run\nairplane"
 
 
 def test_a_dollar_in_a_name_is_no_formula(tmp_path):

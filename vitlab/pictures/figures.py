@@ -67,8 +67,9 @@ def running_label(soft_labels: bool) -> str:
 
 
 def wrap(title: str, figure: Figure, fontsize: int) -> str:
-    """A title in lines that fit the width of a figure."""
-    return "\n".join(textwrap.wrap(title, int(figure.get_figwidth() * 120 / fontsize)))
+    """A title in lines that fit the width of a figure; its own lines stay apart."""
+    width = int(figure.get_figwidth() * 120 / fontsize)
+    return "\n".join(part for line in title.split("\n") for part in textwrap.wrap(line, width))
 
 
 def training_frames(
