@@ -41,10 +41,9 @@ def coverage(points: float, studies: int, seeds: int, images: int, resamples: in
 
 def main():
     parser = Parser(description=__doc__)
-    parser.add_argument("--studies", type=whole_number("--studies", low=1), default=400, help="default: %(default)s")
-    parser.add_argument("--seeds", type=whole_number("--seeds", low=1), default=3, help="of a study (default: 3)")
-    parser.add_argument("--images", type=whole_number("--images", low=1), default=10_000, help="default: 10000")
-    parser.add_argument("--resamples", type=whole_number("--resamples", low=1), default=1000, help="default: 1000")
+    for name, default in dict(studies=400, seeds=3, images=10_000, resamples=1000).items():
+        number = whole_number(f"--{name}", low=1)
+        parser.add_argument(f"--{name}", type=number, default=default, help="default: %(default)s")
     parser.add_argument("--output_path", type=Path, default="output", metavar="DIR")
     flags = parser.parse_args()
     shares = {}
